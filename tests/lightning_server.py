@@ -1,0 +1,248 @@
+"""A local stand-in for Smallest AI's Lightning, with a real voice: no key, no line to the service.
+
+    python tests/lightning_server.py                    serve until Ctrl-C
+    python tests/lightning_server.py -- COMMAND ...     serve on a free port while COMMAND runs
+
+COMMAND finds the server, a key and, unless they are set already, a voice and a text in its
+environment; its exit code becomes this program's. The voice is eSpeak NG's.
+"""
+
+import argparse
+import asyncio
+import base64
+import ctypes
+import json
+import os
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from urllib.parse import parse_qs, urlsplit
+
+import espeakng_loader
+import numpy
+import soxr
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
+
+KEY = "sk_local"
+TEXT = "The quick brown fox jumps over the lazy dog."
+V2_PATH = "/waves/v1/lightning-v2/get_speech/stream"
+LIVE_PATH = "/waves/v1/tts/live"
+PATHS = [V2_PATH, "/api/v1/lightning-v2/get_speech/stream", LIVE_PATH]
+
+# Each voice is one of eSpeak's variants; the two endpoints have catalogues of their own.
+V2_VOICES = {"emily": "f5", "ryan": "m3", "arman": "m5", "mia": "f2"}
+LIVE_VOICES = {"magnus": "m1", "olivia": "f4", "meher": "f3"}
+ACCENTS = {"en": "en-us", "auto": "en-us"}
+LANGUAGES = "en hi mr kn ta bn gu de fr es it pl nl ru ar he".split()
+MODELS = ["lightning_v3.1", "lightning_v3.1_pro"]
+# The least, the most and the default of each number in a request.
+V2_NUMBERS = {
+    "sample_rate": (8000, 48000, 24000),
+    "speed": (0.1, 5, 1),
+    "consistency": (0, 1, 0.5),
+    "similarity": (0, 1, 0),
+    "enhancement": (0, 2, 1),
+    "max_buffer_flush_ms": (0, 1000, 0),
+    "complete_backoff_ms": (0, 10000, 0),
+}
+LIVE_NUMBERS = {**V2_NUMBERS, "sample_rate": (8000, 48000, 44100), "speed": (0.5, 2, 1)}
+
+
+class RequestError(Exception):
+    """What is wrong with a request, in the words that go to the client."""
+
+
+# --- The voice ----------------------------------------------------------------
+
+SYNCHRONOUS, WORDS_PER_MINUTE, UTF8 = 2, 1, 1  # espeak_AUDIO_OUTPUT, espeak_PARAMETER, espeakCHARS_UTF8
+NORMAL_SPEED = 175  # words a minute
+SLICE_MS = 100
+Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+def load_voice():
+    """Return the eSpeak NG library, initialised, and the sample rate of its voices in Hz."""
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    rate = library.espeak_Initialize(SYNCHRONOUS, SLICE_MS, espeakng_loader.get_data_path().encode(), 0)
+    return library, rate
+
+
+def speak(library, text, voice, speed, take):
+    """Speak the text and hand each slice of 16-bit samples to `take`, until that returns False."""
+
+    def callback(samples, count, events):
+        more = take(numpy.ctypeslib.as_array(samples, (count,)).copy()) if count else True
+        return 0 if more else 1
+
+    kept = Callback(callback)  # the library does not hold a reference
+    library.espeak_SetSynthCallback(kept)
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # the same text sounds the same every time
+    library.espeak_SetVoiceByName(voice.encode())
+    library.espeak_SetParameter(WORDS_PER_MINUTE, round(NORMAL_SPEED * speed), 0)
+    data = text.encode() + b"\0"
+    library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 0, 0, UTF8, None, None)
+    library.espeak_Synchronize()
+
+
+async def stream_voice(voice, text, name, speed, sample_rate):
+    """Yield the spoken text as 16-bit PCM at the sample rate, slice by slice, while it is still being spoken."""
+    executor, library, rate = voice
+    loop, slices, heard = asyncio.get_running_loop(), asyncio.Queue(), True
+
+    def take(samples):
+        loop.call_soon_threadsafe(slices.put_nowait, samples)
+        return heard
+
+    spoken = loop.run_in_executor(executor, speak, library, text, name, speed, take)
+    spoken.add_done_callback(lambda _: slices.put_nowait(None))
+    resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+
+    def resample(samples, last=False):
+        resampled = resampler.resample_chunk(samples.astype("float32"), last=last)
+        return resampled.round().clip(-32768, 32767).astype("<i2").tobytes()
+
+    try:
+        while (samples := await slices.get()) is not None:
+            yield resample(samples)
+        await spoken
+        yield resample(numpy.zeros(0), last=True)
+    finally:
+        heard = False
+
+
+# --- The protocol -------------------------------------------------------------
+
+
+def refuse(connection, request):
+    """Answer the handshake with an HTTP error if path or key are wrong, else with nothing."""
+    if urlsplit(request.path).path not in PATHS:
+        return respond(connection, HTTPStatus.NOT_FOUND, "Cannot GET " + request.path)
+    if request.headers.get("Authorization") != "Bearer " + KEY:
+        return respond(connection, HTTPStatus.UNAUTHORIZED, "Invalid or missing API key")
+    return None
+
+
+def respond(connection, status, message):
+    response = connection.respond(status, json.dumps({"status": "error", "message": message}))
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = "application/json"
+    response.headers["x-request-id"] = str(uuid.uuid4())
+    return response
+
+
+def read_request(data, live):
+    """Return the fields of a request, with their defaults; raise RequestError if one is wrong."""
+    try:
+        request = json.loads(data)
+    except ValueError as error:
+        raise RequestError(f"Invalid JSON: {error}") from error
+    if not isinstance(request, dict):
+        raise RequestError("Invalid JSON: not an object")
+    for name, kind in ("text", str), ("voice_id", str), ("continue", bool), ("flush", bool):
+        request.setdefault(name, None if kind is str else False)
+        if not isinstance(request[name], kind):
+            raise RequestError(f"{name} must be a {kind.__name__}")
+    for name, (least, most, default) in (LIVE_NUMBERS if live else V2_NUMBERS).items():
+        number = request.setdefault(name, default)
+        if isinstance(number, bool) or not isinstance(number, int | float) or not least <= number <= most:
+            raise RequestError(f"{name} must be a number from {least} to {most}")
+    voices = LIVE_VOICES if live else V2_VOICES
+    if request["voice_id"] not in voices:
+        raise RequestError(f"Voice {request['voice_id']} not found; there are {', '.join(voices)}")
+    if live and request.setdefault("model", MODELS[0]) not in MODELS:
+        raise RequestError(f"Model {request['model']} not found; there are {', '.join(MODELS)}")
+    language = request.setdefault("language", "en")
+    if language not in LANGUAGES and not (live and language == "auto"):
+        raise RequestError(f"Language {language} not supported; there are {', '.join(LANGUAGES)}")
+    request["voice"] = f"{ACCENTS.get(language, language)}+{voices[request['voice_id']]}"
+    return request
+
+
+async def serve_client(connection, voice):
+    """Speak for one client until it goes, or until it has been idle for `?timeout=` seconds."""
+    url = urlsplit(connection.request.path)
+    live = url.path == LIVE_PATH
+    idle = float(parse_qs(url.query).get("timeout", ["60"])[0])
+    session = {"session_id": str(uuid.uuid4())} if live else {}
+    buffered = ""
+
+    async def send(status, **fields):
+        await connection.send(json.dumps({**session, "request_id": request_id, "status": status, **fields}))
+
+    while True:
+        request_id = str(uuid.uuid4())
+        try:
+            request = read_request(await asyncio.wait_for(connection.recv(), idle), live)
+            buffered += request["text"]
+            if not (buffered or request["continue"] or request["flush"]):
+                raise RequestError("text must not be empty")
+        except asyncio.TimeoutError:
+            await send("error", message=f"Connection timed out after {idle:g} seconds of inactivity")
+            return
+        except RequestError as error:
+            await send("error", message=str(error))
+            buffered = ""
+            continue
+        if request["continue"] and not request["flush"]:
+            continue
+        text, buffered = buffered, ""
+        if text.strip():
+            chunks = stream_voice(voice, text, request["voice"], request["speed"], int(request["sample_rate"]))
+            async for pcm in chunks:
+                if pcm:
+                    await send("chunk", data={"audio": base64.b64encode(pcm).decode()})
+        if not request["continue"]:
+            await asyncio.sleep(request["complete_backoff_ms"] / 1000)
+            await send("complete")
+
+
+# --- The program --------------------------------------------------------------
+
+
+async def run_server(port, command):
+    """Serve on 127.0.0.1 until the command ends, or for ever without one; return the exit code."""
+    with ThreadPoolExecutor(1) as executor:  # eSpeak speaks for one at a time
+        voice = (executor, *load_voice())
+
+        async def handler(connection):
+            try:
+                await serve_client(connection, voice)
+            except ConnectionClosed:
+                pass  # the client is free to go at any moment
+
+        async with serve(handler, "127.0.0.1", port, process_request=refuse, max_size=2**24) as server:
+            base = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            if command:
+                process = await asyncio.create_subprocess_exec(*command, env=describe_environment(base))
+                return await process.wait()
+            print(f"Serving until Ctrl-C. In another terminal:\n  export SMALLEST_WS_URL={base}{V2_PATH}")
+            print(f"  export SMALLEST_API_KEY={KEY}\n  export SMALLEST_VOICE_ID=emily")
+            print(f"Voices: {', '.join(V2_VOICES)}. Languages: {', '.join(LANGUAGES)}.")
+            print(f"Later models: {base}{LIVE_PATH} with the voices {', '.join(LIVE_VOICES)}.", flush=True)
+            return await server.serve_forever()
+
+
+def describe_environment(base):
+    """Return the environment in which a command finds the server."""
+    environment = {"SMALLEST_VOICE_ID": "emily", "SMALLEST_TEXT": TEXT}
+    environment.update({name: value for name, value in os.environ.items() if value})
+    return {**environment, "SMALLEST_WS_URL": base + V2_PATH, "SMALLEST_API_KEY": KEY}
+
+
+def main():
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--port", type=int, help="port to serve on (default: 8765, or a free one for COMMAND)")
+    parser.add_argument("command", nargs="*", metavar="COMMAND", help="what to run, and its arguments, after --")
+    arguments = parser.parse_args()
+    port = arguments.port if arguments.port is not None else 0 if arguments.command else 8765
+    try:
+        return asyncio.run(run_server(port, arguments.command))
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
