@@ -98,7 +98,9 @@ def parse_key(value):
     return value.strip()
 
 
-def parse_number(low, high):
+def parse_number(low, high, whole=False):
+    """Return the function that parses a number of this range; whole numbers become int, as JSON writes them."""
+
     def parse(value):
         try:
             number = float(value)
@@ -106,15 +108,10 @@ def parse_number(low, high):
             number = math.nan
         require(math.isfinite(number), "is not a number")
         require(low <= number <= high, "is out of range")
+        require(number.is_integer() or not whole, "is not a whole number")
         return int(number) if number.is_integer() else number
 
     return parse
-
-
-def parse_sample_rate(value):
-    rate = parse_number(8000, 48000)(value)
-    require(isinstance(rate, int), "is not a whole number")
-    return rate
 
 
 def parse_timeout(value):
@@ -139,11 +136,11 @@ def split_address(url):
     """Return host and port of a URL."""
     try:
         parts = urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "wss" else 80)
+        host, port = parts.hostname, parts.port or (443 if parts.scheme == "wss" else 80)
     except ValueError:
-        parts, port = urlsplit(""), 0
-    require(parts.hostname, "names no host and port")
-    return parts.hostname, port
+        host = port = None
+    require(host, "names no host and port")
+    return host, port
 
 
 def is_private(address):
@@ -191,7 +188,7 @@ SETTINGS = [
     Setting("api_key", API_KEY, parse_key, "printable ASCII without spaces", "API key", "client"),
     Setting("text", TEXT, parse_text, "not blank", "text to speak; the flag reads standard input for -"),
     Setting("voice_id", VOICE_ID, parse_text, "not blank", "voice that speaks it"),
-    Setting("sample_rate", 24000, parse_sample_rate, "whole number, 8000 to 48000", "sample rate in Hz"),
+    Setting("sample_rate", 24000, parse_number(8000, 48000, True), "whole number, 8000 to 48000", "sample rate in Hz"),
     Setting("speed", 1, parse_number(0.1, 5), "0.1 to 5", "speed of the speech"),
     Setting("language", "en", parse_text, "not blank", "language of the text"),
     Setting("consistency", 0.5, parse_number(0, 1), "0 to 1", "consistency of the voice", "payload of V2"),
@@ -213,10 +210,11 @@ def read_settings(argv=None):
     flags, problems = read_flags(argv)
     dotenv = read_dotenv(".env")
     settings = argparse.Namespace()
-    key = ""
+    secret = ""
     for row in SETTINGS:
         value = find_value(row, getattr(flags, row.name, None), dotenv)
-        key = value if row.name == "api_key" else key
+        if row.name == "api_key":
+            secret = value
         names = " or ".join([row.variable, *row.flags[:1]])
         try:
             require(value or row.default == "", f"missing; set it, or {row.name.upper()} in the script")
@@ -225,8 +223,8 @@ def read_settings(argv=None):
             setattr(settings, row.name, row.parse(value) if value else None)
         except ValueError as error:
             reason = "is not UTF-8" if isinstance(error, UnicodeError) else error
-            found = "found a key that" if value is key else f"found '{quote(value, key, 80)}', which"
-            problems.append(f"{names}: {found + ' ' if value else ''}{reason}; allowed: {row.allowed}.")
+            found = f"found '{quote(value, secret, 80)}', which {reason}" if value else reason
+            problems.append(f"{names}: {found}; allowed: {row.allowed}.")
     if problems:
         raise SettingsError("\n".join(problems))
     settings.ws_url = settings.ws_url or (V2_URL if is_v2(settings) else LIVE_URL)
@@ -235,7 +233,7 @@ def read_settings(argv=None):
 
 def find_value(row, flag, dotenv):
     """Return a setting as a string: from its flag, its variable, .env or the script; None if it is in none."""
-    if flag is not None:
+    if flag is not None and flag not in PLACEHOLDERS:
         return flag
     sources = os.environ.get(row.variable), dotenv.get(row.variable), str(row.default)
     return next((value for value in sources if value and value not in PLACEHOLDERS), None)
@@ -247,7 +245,7 @@ def read_flags(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout, allow_abbrev=False, add_help=False)
     parser.error = raise_usage_error
     parser.add_argument("-h", "--help", action="store_true", help="show this text")
-    for row in filter(lambda row: row.flags, SETTINGS):
+    for row in (row for row in SETTINGS if row.flags):
         default = quote(row.default, limit=40).encode("ascii", "backslashreplace").decode()
         words = f"{row.help}; {row.allowed}" + (f" (default: {default})" if default else "")
         parser.add_argument(*row.flags, metavar=row.variable, help=words.replace("%", "%%"))
@@ -371,8 +369,9 @@ def call_within(limit, function, *args):
 def connect(settings):
     options = {}
     if settings.ws_url.startswith("ws:"):  # never through a proxy, which could read the key
-        options["socket"] = socket.create_connection(split_address(settings.ws_url), settings.timeout)
-        if not is_private(options["socket"].getpeername()[0]):
+        sock = options["socket"] = socket.create_connection(split_address(settings.ws_url), settings.timeout)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as the library sets its own
+        if not is_private(sock.getpeername()[0]):
             raise OSError("its address is not private")
     return create_connection(
         settings.ws_url,
@@ -476,6 +475,12 @@ def read_words(message):
     return "; ".join([str(words)] + [f"{name}: {value}" for name, value in named if value])
 
 
+def describe_error(message, settings):
+    words = read_words(message)
+    advice = RETIRED + " " if is_v2(settings) and "DEPRECATED" in words else ""
+    return f"The service reports an error: {advice}{words}"
+
+
 def decode_audio(message):
     """Return the PCM of a message, empty if it has none; raise ValueError if its audio is damaged.
 
@@ -538,12 +543,12 @@ def receive_speech(ws, settings):
             data = receive_message(ws, selector, deadline)
             try:
                 message = parse_message(data)
+                if message.get("status") == "error" or message.get("error"):
+                    raise SpeechError(describe_error(message, settings))
                 pcm = half + decode_audio(message)
             except (ValueError, RecursionError) as error:
                 words = data.decode("utf-8", "replace")
                 raise SpeechError(f"The service sent a message that cannot be read ({error}): {words}") from error
-            if message.get("status") == "error" or message.get("error"):
-                raise SpeechError(f"The service reports an error: {read_words(message)}")
             whole = len(pcm) // 2 * 2  # a chunk may end in the middle of a sample
             half = pcm[whole:]
             if whole:

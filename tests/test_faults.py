@@ -124,7 +124,7 @@ AFTER_PAYLOAD = [
     (
         "error with a code",
         sends({"status": "error", "error_code": "MODEL_DEPRECATED", "message": "This model is retired."}),
-        "This model is retired.; code: MODEL_DEPRECATED",
+        f"{V2_ADVICE}.*This model is retired.; code: MODEL_DEPRECATED",
     ),
     ("error without words", sends({"status": "error", "reason": 7}), '"reason": 7'),
     ("error without status", sends({"error": "Concurrency limit"}), "Concurrency limit"),

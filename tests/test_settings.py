@@ -231,7 +231,7 @@ def wrong_values():
                 yield name, value, "flag"
 
 
-@pytest.mark.parametrize(("name", "value", "way"), wrong_values())
+@pytest.mark.parametrize(("name", "value", "way"), list(wrong_values()))
 def test_wrong_value(run, server, tmp_path, name, value, way):
     (tmp_path / "output.wav").write_bytes(b"old")
     result = give(run, server, tmp_path, way, name, value)
@@ -250,6 +250,13 @@ def test_all_problems_at_once(run):
     assert result.code == 2
     variables = [line.split()[0].rstrip(":") for line in result.lines]
     assert variables == ["SMALLEST_API_KEY", "SMALLEST_TEXT", "SMALLEST_SPEED", "SMALLEST_TIMEOUT"]
+
+
+def test_placeholder_as_a_flag_is_missing(run):
+    source = SCRIPT.read_text(encoding="utf-8")
+    (placeholder,) = re.findall(r'(?m)^VOICE_ID = "(.*)"$', source)
+    result = run("--voice-id", placeholder, env={"SMALLEST_VOICE_ID": None})
+    assert result.code == 2 and result.lines[0].startswith("SMALLEST_VOICE_ID or --voice-id: missing")
 
 
 def test_key_on_the_command_line_is_not_repeated(run):
