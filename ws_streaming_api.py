@@ -251,7 +251,7 @@ def read_flags(argv):
         parser.add_argument(*row.flags, metavar=row.variable, help=words.replace("%", "%%"))
     flags, unknown = parser.parse_known_args(argv)
     if flags.help:
-        say(parser.format_help(), end="", to="stdout")
+        say(parser.format_help(), end="", stream=sys.stdout)
         sys.exit(0)
     # Of what is not known only a flag's name is shown: the rest may be a key that should not be there.
     names = {re.match("--[a-z-]+|", word).group() or "An argument without a flag" for word in unknown}
@@ -671,14 +671,14 @@ def keep_partial(file, partial, sample_rate):
 # --- Report -------------------------------------------------------------------
 
 
-def say(line, end="\n", to="stderr"):
-    """Print a line; a stream that is closed or full may cost neither the audio nor the exit code."""
-    stream = getattr(sys, to)
+def say(line, end="\n", stream=None):
+    """Print a line to standard error, or a stream; one that is closed or full costs neither audio nor exit code."""
+    stream = stream or sys.stderr
     try:
         if stream:
             print(line, end=end, file=stream, flush=True)
     except OSError:
-        setattr(sys, to, None)  # else Python tries again when it ends, and exits with 120
+        pass
 
 
 def quote(words, key="", limit=400):

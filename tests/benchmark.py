@@ -232,7 +232,7 @@ def report(server, runs):
         ("peak memory, 1 h", HOUR, ["usual", "script", "floor"]),
         ("peak memory, 10 h", 10 * HOUR, ["script", "floor"]),
     ):
-        figures = median_of_turns(server, peers, length, 1)
+        figures = median_of_turns(server, peers, length, 1 if length == HOUR else 3)
         usual = figures["usual"]["memory"] if "usual" in figures else 0
         print(row(name, usual, figures["script"]["memory"], figures["floor"]["memory"], mebibytes), flush=True)
     today = datetime.date.today().isoformat()

@@ -1,6 +1,7 @@
 """What the tests share: they run the script as a person does, as a process in a folder of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 import wave
@@ -51,7 +52,13 @@ class Run:
         return float(line.split()[len(name.split())])
 
 
+def obey_interrupts():
+    """Undo what the shell does to commands in the background, whose children would ignore Ctrl-C too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments, env, cwd, script=SCRIPT, **options):
+    options.setdefault("preexec_fn", obey_interrupts)
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen([PYTHON, str(script), *arguments], env=env, cwd=cwd, **options)
 

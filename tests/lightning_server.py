@@ -215,7 +215,11 @@ async def run_server(port, command):
         async with serve(handler, "127.0.0.1", port, process_request=refuse, max_size=2**24) as server:
             base = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             if command:
-                process = await asyncio.create_subprocess_exec(*command, env=describe_environment(base))
+                try:
+                    process = await asyncio.create_subprocess_exec(*command, env=describe_environment(base))
+                except OSError as error:
+                    print(f"{command[0]} cannot be run: {error.strerror}.", file=sys.stderr)
+                    return 127
                 return await process.wait()
             print(f"Serving until Ctrl-C. In another terminal:\n  export SMALLEST_WS_URL={base}{V2_PATH}")
             print(f"  export SMALLEST_API_KEY={KEY}\n  export SMALLEST_VOICE_ID=emily")

@@ -12,11 +12,12 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import trustme
-from conftest import KEY, environment_for, finish, read_wav, start
+from conftest import KEY, PYTHON, SCRIPT, environment_for, finish, read_wav, start
 from scripted_server import ScriptedServer
 from websockets.frames import Opcode
 
@@ -84,6 +85,14 @@ def pings_only(peer):
         time.sleep(0.1)
 
 
+def floods(data):
+    def play(peer):
+        while True:
+            peer.send(data * 1000)
+
+    return play
+
+
 def trickles(data):
     def play(peer):
         for byte in data:
@@ -104,6 +113,11 @@ def fragments(peer):
     while True:
         peer.frame(Opcode.CONT, b" ", fin=False)
         time.sleep(0.1)
+
+
+def unending_fragments(peer):
+    peer.frame(Opcode.TEXT, b"{", fin=False)
+    floods(b"\x00\x00")(peer)
 
 
 def audio(value):
@@ -138,6 +152,8 @@ AFTER_PAYLOAD = [
     ("end within a frame", lambda peer: (peer.send(b"\x81\x7e\x10\x00{"), leaves(peer)), "closed the connection"),
     ("silence", lambda peer: peer.wait(), "no audio for 0.7 s"),
     ("pings only", pings_only, "no audio for 0.7 s"),
+    ("pings without a pause", floods(b"\x89\x00"), "no audio for 0.7 s"),
+    ("fragments without a pause", unending_fragments, "no audio for 0.7 s"),
     ("trickled frame", trickles(b"\x81\x7e\x10\x00" + b"{" * 100), "no audio for 0.7 s"),
     ("endless fragments", fragments, "no audio for 0.7 s"),
     ("endless keep-alive", keeps_alive, "no audio for 0.7 s"),
@@ -283,6 +299,22 @@ def test_connection_refused(run, tmp_path, scheme):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     check_fault(run("--ws-url", f"{scheme}://127.0.0.1:{port}/"), tmp_path, f"127.0.0.1:{port}.*refused")
+
+
+def without_network():
+    """Return a command prefix that takes the network away, or None if this machine does not allow that."""
+    prefix = ["unshare", "--map-root-user", "--net"]
+    with contextlib.suppress(OSError):
+        return prefix if subprocess.call([*prefix, "true"], stderr=subprocess.DEVNULL) == 0 else None
+
+
+@pytest.mark.skipif(not without_network(), reason="needs a network namespace")
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_network_unreachable(tmp_path, scheme):
+    (tmp_path / "output.wav").write_bytes(b"old")
+    command = [*without_network(), PYTHON, str(SCRIPT), "--ws-url", f"{scheme}://127.0.0.1:9/"]
+    process = subprocess.Popen(command, env=environment_for(None), cwd=tmp_path, stderr=subprocess.PIPE)
+    check_fault(finish(process), tmp_path, "127.0.0.1:9.*unreachable")
 
 
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
@@ -466,6 +498,33 @@ def test_tls_with_a_private_authority(run, tmp_path, authority, tls):
         result = run(server=server, env={"WEBSOCKET_CLIENT_CA_BUNDLE": authority})
     assert result.code == 0, result.err
     assert read_wav(tmp_path / "output.wav") == (PCM, 24000)
+
+
+def test_proxy_sees_no_key(run, tmp_path, authority, tls):
+    """A proxy is for wss:// alone, where it forwards what it cannot read."""
+    seen = []
+
+    def tunnel(peer):
+        seen.append(peer.sock.recv(65536))
+        peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", server.port)) as onward:
+            back = threading.Thread(target=forward, args=(onward, peer.sock, []), daemon=True)
+            back.start()
+            forward(peer.sock, onward, seen)
+
+    with ScriptedServer(say_and_complete, tls=tls("127.0.0.1")) as server, ScriptedServer(tunnel, raw=True) as proxy:
+        env = {"WEBSOCKET_CLIENT_CA_BUNDLE": authority, "https_proxy": f"http://127.0.0.1:{proxy.port}"}
+        result = run(server=server, env={**env, "no_proxy": "other.example"})
+    assert result.code == 0, result.err
+    assert seen[0].startswith(f"CONNECT 127.0.0.1:{server.port} ".encode())
+    assert len(seen) > 1 and KEY.encode() not in b"".join(seen)
+
+
+def forward(source, target, seen):
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            seen.append(data)
+            target.sendall(data)
 
 
 def test_redirect_from_wss_to_ws_is_refused(run, tmp_path, authority, tls):

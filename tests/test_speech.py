@@ -224,11 +224,10 @@ def test_times_are_those_of_the_messages(run):
 
     with ScriptedServer(play) as server:
         result = run(server=server)
-    assert 300 <= result.figure("TTFB") < 400
-    assert 500 <= result.figure("Last chunk") < 620
-    assert 900 <= result.figure("Complete") < 1050
+    ttfb, last, complete = (result.figure(name) for name in ("TTFB", "Last chunk", "Complete"))
+    assert 300 <= ttfb < 500 and 500 <= last < 900 and 900 <= complete < 1500
     audio = len(PCM) / 24000
-    assert result.figure("Real-time factor") == pytest.approx(result.figure("Last chunk") / 1000 / audio, abs=0.002)
+    assert result.figure("Real-time factor") == pytest.approx(last / 1000 / audio, abs=0.002)
 
 
 def test_connection_time_is_that_of_the_handshake(run):
@@ -238,7 +237,7 @@ def test_connection_time_is_that_of_the_handshake(run):
 
     with ScriptedServer(play) as server:
         result = run(server=server)
-    assert 300 <= result.figure("Connection") < 400 and result.figure("TTFB") < 100
+    assert 300 <= result.figure("Connection") < 1000 and result.figure("TTFB") < 300
 
 
 @pytest.mark.parametrize(
@@ -246,10 +245,10 @@ def test_connection_time_is_that_of_the_handshake(run):
     [
         ([0, 0, 0], 0, 0),  # all at once
         ([0, 0.1, 0.1], 0, 0),  # always ahead of the player
-        ([0.4, 0, 0], 0, 0),  # a late start is no gap
-        ([0, 0.5, 0], 1, 0.3),  # 0.2 s of audio, then 0.5 s without
-        ([0, 0.5, 0.4], 2, 0.5),
-        ([0, 0, 0.7], 1, 0.3),
+        ([0.9, 0, 0], 0, 0),  # a late start is no gap
+        ([0, 0.8, 0], 1, 0.3),  # 0.5 s of audio, then 0.8 s without
+        ([0, 0.8, 0.7], 2, 0.5),
+        ([0, 0, 1.3], 1, 0.3),
     ],
 )
 def test_playback(run, pauses, gaps, silence):
@@ -257,7 +256,7 @@ def test_playback(run, pauses, gaps, silence):
         peer.hear()
         for pause in pauses:
             time.sleep(pause)
-            peer.chunk(bytes(9600))  # 0.2 s
+            peer.chunk(bytes(24000))  # 0.5 s
         peer.complete()
 
     with ScriptedServer(play) as server:
@@ -267,7 +266,7 @@ def test_playback(run, pauses, gaps, silence):
         assert line == "Playback: gapless"
     else:
         assert line.startswith(f"Playback: {gaps} gap{'s' if gaps > 1 else ''}, ")
-        assert silence - 0.01 <= float(line.split()[3]) < silence + 0.1
+        assert silence - 0.02 <= float(line.split()[3]) < silence + 0.3
 
 
 def test_first_figure_is_printed_when_it_happens(tmp_path):
@@ -397,22 +396,24 @@ def test_players_decode_exactly_what_was_sent(tmp_path, program, command):
     chunks = [os.urandom(4800) for _ in range(20)]
     with ScriptedServer(say(*chunks)) as server:
         shell = f'"{PYTHON}" "{SCRIPT}" -o - 2> log | {command}'
-        heard = subprocess.run(
-            shell, check=False, shell=True, cwd=tmp_path, env=environment_for(server), stdout=-1, timeout=30
-        )
+        result = pipe(shell, environment_for(server), tmp_path)
     assert "Saved: Standard output" in (tmp_path / "log").read_text()
-    assert heard.stdout == b"".join(chunks)
+    assert result.stdout == b"".join(chunks)
+
+
+def pipe(shell, env, folder):
+    return subprocess.run(shell, shell=True, check=False, capture_output=True, env=env, cwd=folder, timeout=30)
 
 
 def test_aplay(tmp_path):
     if not shutil.which("aplay"):
         pytest.skip("aplay is not installed")
     with ScriptedServer(say(PCM)) as server:
-        shell = f'"{PYTHON}" "{SCRIPT}" -o - | aplay -D null'
-        heard = subprocess.run(
-            shell, check=False, shell=True, cwd=tmp_path, env=environment_for(server), stderr=-1, timeout=30
-        )
-    assert heard.returncode == 0 and b"Signed 16 bit Little Endian, Rate 24000 Hz, Mono" in heard.stderr
+        shell = f'"{PYTHON}" "{SCRIPT}" -o - | aplay -D "file:heard.raw,raw"'
+        result = pipe(shell, environment_for(server), tmp_path)
+    assert result.returncode == 0 and b"Signed 16 bit Little Endian, Rate 24000 Hz, Mono" in result.stderr
+    heard = (tmp_path / "heard.raw").read_bytes()
+    assert heard.rstrip(b"\0") == PCM  # aplay fills up its last period with silence
 
 
 # --- The local server and its voice -----------------------------------------------
