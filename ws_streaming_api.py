@@ -80,11 +80,13 @@ class SpeechError(Exception):
 
 
 def require(condition, reason):
+    """Raise ValueError with the reason unless the condition holds."""
     if not condition:
         raise ValueError(reason)
 
 
 def parse_text(value):
+    """Return the text if there is any; raise ValueError if it is blank or not UTF-8."""
     require(value.strip(), "is blank")
     try:
         value.encode()
@@ -94,7 +96,8 @@ def parse_text(value):
 
 
 def parse_key(value):
-    require(re.fullmatch("[!-~]+", value.strip()), "has a character that no key has")
+    """Return the key without blanks around it; raise ValueError if an HTTP header cannot hold it."""
+    require(re.fullmatch("[!-~]+", value.strip()), "has a space, a line break or a letter outside ASCII")
     return value.strip()
 
 
@@ -115,12 +118,14 @@ def parse_number(low, high, whole=False):
 
 
 def parse_timeout(value):
+    """Return the number of seconds, over 0."""
     timeout = parse_number(0, math.inf)(value)
     require(timeout > 0, "is out of range")
     return min(timeout, 1e6)  # about what operating systems can wait
 
 
 def parse_url(value):
+    """Return the URL; raise ValueError if it could show the key to somebody on the way."""
     require(re.fullmatch("wss?://[!-~]+", value), "is not a WebSocket URL")
     host, port = split_address(value)
     if value.startswith("ws:"):
@@ -151,6 +156,7 @@ def is_private(address):
 
 
 def parse_output(value):
+    """Return the path; raise ValueError if no file can be written there."""
     if value == "-":
         require(sys.stdout, "is closed")
         require(not sys.stdout.isatty(), "is a terminal: pipe it into a player, | ffplay -, or a file")
@@ -259,6 +265,7 @@ def read_flags(argv):
 
 
 def raise_usage_error(message):
+    """Take the place of argparse's own way out, which prints several lines."""
     raise SettingsError(f"{message}; see --help.")
 
 
@@ -279,6 +286,7 @@ def read_dotenv(path):
 
 
 def read_standard_input():
+    """Return standard input, which is UTF-8, without the end of its last line."""
     require(sys.stdin, "is closed")
     return sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n")
 
@@ -287,6 +295,7 @@ def read_standard_input():
 
 
 def is_v2(settings):
+    """Tell whether the model is Lightning V2, however it is spelt."""
     return settings.model.lower().replace("_", "-") == "lightning-v2"
 
 
@@ -367,6 +376,7 @@ def call_within(limit, function, *args):
 
 
 def connect(settings):
+    """Return what create_connection() gives, the key in its handshake and nowhere else."""
     options = {}
     if settings.ws_url.startswith("ws:"):  # never through a proxy, which could read the key
         sock = options["socket"] = socket.create_connection(split_address(settings.ws_url), settings.timeout)
@@ -400,6 +410,7 @@ def describe_refusal(error, settings):
 
 
 def describe_tls_fault(error, where):
+    """Return the sentence for a TLS handshake that failed."""
     if not isinstance(error, ssl.CertificateError) and "CERTIFICATE_VERIFY_FAILED" not in str(error):
         return f"There is no TLS connection to {where}; check --ws-url: {error}"
     advice = "set WEBSOCKET_CLIENT_CA_BUNDLE to the certificates of a private authority"
@@ -476,6 +487,7 @@ def read_words(message):
 
 
 def describe_error(message, settings):
+    """Return the sentence for a message of status "error"."""
     words = read_words(message)
     advice = RETIRED + " " if is_v2(settings) and "DEPRECATED" in words else ""
     return f"The service reports an error: {advice}{words}"
@@ -600,10 +612,12 @@ def open_output(settings):
 
 
 def resolve_link(path):
+    """Return the path that a link leads to, so that the link itself stays."""
     return os.path.realpath(path) if os.path.islink(path) else path
 
 
 def name_output(path):
+    """Return how a sentence calls the output."""
     return "Standard output" if path == "-" else quote(path)
 
 
@@ -720,6 +734,7 @@ def record_speech(chunks, file, sample_rate, seekable):
 
 
 def report(figures, path):
+    """Print the figures of a run that succeeded."""
     say(f"Chunks: {figures.chunks}")
     say(f"Audio: {figures.audio:.2f} s")
     say(f"Last chunk: {figures.last * 1000:.1f} ms")

@@ -11,6 +11,7 @@ from scripted_server import ScriptedServer
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, Protocol, Side
 
+pytestmark = pytest.mark.timeout(0)  # as long as the number of examples makes it
 SHARDS = 4  # each is a test of its own, so that they can run side by side
 FATAL, WILD, AUDIO, COMPLETE = "fatal", "wild", "audio", "complete"
 

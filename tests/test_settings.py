@@ -3,11 +3,9 @@
 import os
 import re
 import shutil
-import socket
-import sys
 
 import pytest
-from conftest import KEY, PYTHON, ROOT, SCRIPT, clean_environment, finish, start
+from conftest import KEY, ROOT, SCRIPT, clean_environment, finish, start
 from scripted_server import ScriptedServer
 
 # name, what is given, what travels in the payload
@@ -345,8 +343,3 @@ def test_importing_does_nothing(tmp_path):
 def test_unknown_host_is_no_wrong_setting(run):
     result = run("--ws-url", "ws://no-such-host.invalid:1234/")
     assert result.code == 1 and "no-such-host.invalid:1234" in result.err
-
-
-def test_interpreter_is_the_one_asked_for():
-    assert PYTHON == os.environ.get("SCRIPT_PYTHON", sys.executable)
-    assert socket.gethostbyname("localhost").startswith("127.")

@@ -61,7 +61,7 @@ def recognise(path):
 # --- Audio and file ---------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(0, 70_000), min_size=1, max_size=8), extra=st.integers(1, 2))
 def test_chunks_of_any_size(run, tmp_path, sizes, extra):
     sizes.append(2 - sum(sizes) % 2)  # an even sum, and at least one sample
