@@ -251,7 +251,9 @@ def read_flags(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout, allow_abbrev=False, add_help=False)
     parser.error = raise_usage_error
     parser.add_argument("-h", "--help", action="store_true", help="show this text")
-    for row in (row for row in SETTINGS if row.flags):
+    for row in SETTINGS:
+        if not row.flags:
+            continue
         default = quote(row.default, limit=40).encode("ascii", "backslashreplace").decode()
         words = f"{row.help}; {row.allowed}" + (f" (default: {default})" if default else "")
         parser.add_argument(*row.flags, metavar=row.variable, help=words.replace("%", "%%"))
@@ -724,8 +726,9 @@ def record_speech(chunks, file, sample_rate, seekable):
             append_pcm(file, pcm, sample_rate, seekable)
             figures.chunks += 1
             figures.size += len(pcm)
-            figures.audio += len(pcm) / 2 / sample_rate
-            heard_until = max(heard_until, figures.last) + len(pcm) / 2 / sample_rate
+            length = len(pcm) / 2 / sample_rate
+            figures.audio += length
+            heard_until = max(heard_until, figures.last) + length
             show_progress(f"Received: {figures.audio:.1f} s of audio")
         figures.complete = perf_counter() - started
     finally:

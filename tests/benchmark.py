@@ -124,9 +124,8 @@ def serve():
         sock.sendall(complete)
         print(json.dumps([first_byte, first_send]), flush=True)
         try:
-            while sock.recv(4096):
+            if sock.recv(4096):
                 sock.sendall(b"\x88\x02\x03\xe8")  # a close frame for whatever is still said
-                break
         except OSError:
             pass
         sock.close()
@@ -179,6 +178,7 @@ def median_of_turns(server, peers, seconds, runs):
 
 
 def median(values):
+    """Return the median; a larger parent, with the module statistics, would show in its children's peak memory."""
     values = sorted(values)
     return (values[len(values) // 2] + values[(len(values) - 1) // 2]) / 2
 

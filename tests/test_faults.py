@@ -308,11 +308,14 @@ def without_network():
         return prefix if subprocess.call([*prefix, "true"], stderr=subprocess.DEVNULL) == 0 else None
 
 
-@pytest.mark.skipif(not without_network(), reason="needs a network namespace")
+WITHOUT_NETWORK = without_network()
+
+
+@pytest.mark.skipif(not WITHOUT_NETWORK, reason="needs a network namespace")
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
 def test_network_unreachable(tmp_path, scheme):
     (tmp_path / "output.wav").write_bytes(b"old")
-    command = [*without_network(), PYTHON, str(SCRIPT), "--ws-url", f"{scheme}://127.0.0.1:9/"]
+    command = [*WITHOUT_NETWORK, PYTHON, str(SCRIPT), "--ws-url", f"{scheme}://127.0.0.1:9/"]
     process = subprocess.Popen(command, env=environment_for(None), cwd=tmp_path, stderr=subprocess.PIPE)
     check_fault(finish(process), tmp_path, "127.0.0.1:9.*unreachable")
 

@@ -62,8 +62,8 @@ def recognise(path):
 
 
 @settings(deadline=None, max_examples=25, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sizes=st.lists(st.integers(0, 70_000), min_size=1, max_size=8), extra=st.integers(1, 2))
-def test_chunks_of_any_size(run, tmp_path, sizes, extra):
+@given(sizes=st.lists(st.integers(0, 70_000), min_size=1, max_size=8))
+def test_chunks_of_any_size(run, tmp_path, sizes):
     sizes.append(2 - sum(sizes) % 2)  # an even sum, and at least one sample
     chunks = [os.urandom(size) for size in sizes]
     with ScriptedServer(say(*chunks)) as server:
@@ -170,8 +170,7 @@ def test_silence_while_a_consumer_is_slow_is_none(tmp_path):
         "    time.sleep(0.5)\n"
     )
     with ScriptedServer(say(PCM, PCM)) as server:
-        env = {**environment_for(server), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-        assert finish(start(env=env, cwd=tmp_path, script="-c" + code)).code == 0
+        assert run_program(code, server, tmp_path).code == 0
 
 
 def test_caller_that_stops_early_hangs_up(tmp_path):
@@ -188,10 +187,15 @@ def test_caller_that_stops_early_hangs_up(tmp_path):
         "    break\n"
     )
     with ScriptedServer(play) as server:
-        env = {**environment_for(server), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-        assert finish(start(env=env, cwd=tmp_path, script="-c" + code)).code == 0
+        assert run_program(code, server, tmp_path).code == 0
         time.sleep(0.2)
     assert len(closes) == 1
+
+
+def run_program(code, server, folder):
+    """Run a program that imports the script."""
+    env = {**environment_for(server), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return finish(start(env=env, cwd=folder, script="-c" + code))
 
 
 # --- Report -----------------------------------------------------------------------
