@@ -7,9 +7,11 @@ COMMAND finds the server, a key and, unless they are set already, a voice and a 
 environment; its exit code becomes this program's. The voice is eSpeak NG's.
 """
 
+import _ctypes
 import argparse
 import asyncio
 import base64
+import contextlib
 import ctypes
 import json
 import os
@@ -33,9 +35,12 @@ PATHS = [V2_PATH, "/api/v1/lightning-v2/get_speech/stream", LIVE_PATH]
 
 # Each voice is one of eSpeak's variants; the two endpoints have catalogues of their own.
 V2_VOICES = {"emily": "f5", "ryan": "m3", "arman": "m5", "mia": "f2"}
-LIVE_VOICES = {"magnus": "m1", "olivia": "f4", "meher": "f3"}
-ACCENTS = {"en": "en-us", "auto": "en-us"}
-LANGUAGES = "en hi mr kn ta bn gu de fr es it pl nl ru ar he".split()
+LIVE_VOICES = {"magnus": "m1", "olivia": "f4", "sophia": "f1", "meher": "f3"}
+ACCENTS = {"en": "en-us", "auto": "en-us", "no": "nb", "zh": "cmn"}
+V2_LANGUAGES = "en hi mr kn ta bn gu de fr es it pl nl ru ar he".split()
+LIVE_LANGUAGES = (
+    "auto en hi mr kn ta bn gu de fr es it pl nl ru ar te ml pa or pt sv el fi no zh id ja ko ms tr vi".split()
+)
 MODELS = ["lightning_v3.1", "lightning_v3.1_pro"]
 # The least, the most and the default of each number in a request.
 V2_NUMBERS = {
@@ -62,40 +67,48 @@ SLICE_MS = 100
 Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
+@contextlib.contextmanager
 def load_voice():
-    """Return the eSpeak NG library, initialised, and the sample rate of its voices in Hz."""
+    """Yield the eSpeak NG library, initialised, and the sample rate of its voices in Hz.
+
+    It is loaded anew each time: it remembers the last utterance, and the next would differ by that.
+    """
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    rate = library.espeak_Initialize(SYNCHRONOUS, SLICE_MS, espeakng_loader.get_data_path().encode(), 0)
-    return library, rate
+    yield (
+        library,
+        library.espeak_Initialize(SYNCHRONOUS, SLICE_MS, espeakng_loader.get_data_path().encode(), 0),
+    )
+    library.espeak_Terminate()
+    unload = _ctypes.FreeLibrary if sys.platform == "win32" else _ctypes.dlclose
+    unload(library._handle)
 
 
-def speak(library, text, voice, speed, take):
+def speak(text, voice, speed, take):
     """Speak the text and hand each slice of 16-bit samples to `take`, until that returns False."""
 
     def callback(samples, count, events):
         more = take(numpy.ctypeslib.as_array(samples, (count,)).copy()) if count else True
         return 0 if more else 1
 
-    kept = Callback(callback)  # the library does not hold a reference
-    library.espeak_SetSynthCallback(kept)
-    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # the same text sounds the same every time
-    library.espeak_SetVoiceByName(voice.encode())
-    library.espeak_SetParameter(WORDS_PER_MINUTE, round(NORMAL_SPEED * speed), 0)
-    data = text.encode() + b"\0"
-    library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 0, 0, UTF8, None, None)
-    library.espeak_Synchronize()
+    kept, data = Callback(callback), text.encode() + b"\0"  # the library does not hold a reference
+    with load_voice() as (library, _):
+        library.espeak_SetSynthCallback(kept)
+        library.espeak_SetVoiceByName(voice.encode())
+        library.espeak_SetParameter(WORDS_PER_MINUTE, round(NORMAL_SPEED * speed), 0)
+        library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 0, 0, UTF8, None, None)
+        library.espeak_Synchronize()
 
 
 async def stream_voice(voice, text, name, speed, sample_rate):
-    """Yield the spoken text as 16-bit PCM at the sample rate, slice by slice, while it is still being spoken."""
-    executor, library, rate = voice
+    """Yield the spoken text as 16-bit PCM at the sample rate, slice by slice, while it is being spoken."""
+    executor, rate = voice
     loop, slices, heard = asyncio.get_running_loop(), asyncio.Queue(), True
 
     def take(samples):
         loop.call_soon_threadsafe(slices.put_nowait, samples)
         return heard
 
-    spoken = loop.run_in_executor(executor, speak, library, text, name, speed, take)
+    spoken = loop.run_in_executor(executor, speak, text, name, speed, take)
     spoken.add_done_callback(lambda _: slices.put_nowait(None))
     resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
 
@@ -132,16 +145,25 @@ def respond(connection, status, message):
     return response
 
 
-def read_request(data, live):
-    """Return the fields of a request, with their defaults; raise RequestError if one is wrong."""
+def parse_request(data):
+    """Return a request as a dictionary; raise RequestError if it is none."""
     try:
         request = json.loads(data)
     except ValueError as error:
         raise RequestError(f"Invalid JSON: {error}") from error
     if not isinstance(request, dict):
         raise RequestError("Invalid JSON: not an object")
-    for name, kind in ("text", str), ("voice_id", str), ("continue", bool), ("flush", bool):
-        request.setdefault(name, None if kind is str else False)
+    return request
+
+
+def check_request(request, live, pending):
+    """Return the fields of a request, with their defaults; raise RequestError if one is wrong.
+
+    What comes after a text that goes on may leave out the fields that were said with it.
+    """
+    text = "" if request.get("flush") is True else None
+    request = {**pending, "text": text, "continue": False, "flush": False, **request}
+    for name, kind in ("text", str), ("continue", bool), ("flush", bool):
         if not isinstance(request[name], kind):
             raise RequestError(f"{name} must be a {kind.__name__}")
     for name, (least, most, default) in (LIVE_NUMBERS if live else V2_NUMBERS).items():
@@ -149,42 +171,59 @@ def read_request(data, live):
         if isinstance(number, bool) or not isinstance(number, int | float) or not least <= number <= most:
             raise RequestError(f"{name} must be a number from {least} to {most}")
     voices = LIVE_VOICES if live else V2_VOICES
-    if request["voice_id"] not in voices:
-        raise RequestError(f"Voice {request['voice_id']} not found; there are {', '.join(voices)}")
+    if request.get("voice_id") not in voices and (request["text"] or "voice_id" in request):
+        raise RequestError(f"Voice {request.get('voice_id')} not found; there are {', '.join(voices)}")
     if live and request.setdefault("model", MODELS[0]) not in MODELS:
         raise RequestError(f"Model {request['model']} not found; there are {', '.join(MODELS)}")
-    language = request.setdefault("language", "en")
-    if language not in LANGUAGES and not (live and language == "auto"):
-        raise RequestError(f"Language {language} not supported; there are {', '.join(LANGUAGES)}")
-    request["voice"] = f"{ACCENTS.get(language, language)}+{voices[request['voice_id']]}"
+    languages = LIVE_LANGUAGES if live else V2_LANGUAGES
+    language = request.setdefault("language", languages[0])
+    if language not in languages:
+        raise RequestError(f"Language {language} not supported; there are {', '.join(languages)}")
+    request["voice"] = f"{ACCENTS.get(language, language)}+{voices.get(request.get('voice_id'))}"
     return request
+
+
+def read_idle_seconds(query):
+    """Return the seconds of `?timeout=`, or the service's 60 where that is no positive number."""
+    try:
+        seconds = float(parse_qs(query)["timeout"][0])
+    except (KeyError, ValueError):
+        return 60.0
+    return seconds if seconds > 0 else 60.0
 
 
 async def serve_client(connection, voice):
     """Speak for one client until it goes, or until it has been idle for `?timeout=` seconds."""
     url = urlsplit(connection.request.path)
-    live = url.path == LIVE_PATH
-    idle = float(parse_qs(url.query).get("timeout", ["60"])[0])
+    live, idle = url.path == LIVE_PATH, read_idle_seconds(url.query)
     session = {"session_id": str(uuid.uuid4())} if live else {}
-    buffered = ""
+    buffered, pending = "", {}
 
     async def send(status, **fields):
         await connection.send(json.dumps({**session, "request_id": request_id, "status": status, **fields}))
 
     while True:
         request_id = str(uuid.uuid4())
+        flush_after = pending.get("max_buffer_flush_ms", 0) / 1000 if buffered else 0
         try:
-            request = read_request(await asyncio.wait_for(connection.recv(), idle), live)
+            request = parse_request(await asyncio.wait_for(connection.recv(), flush_after or idle))
+            for name in "session_id", "request_id":
+                if name in request:
+                    session["external_" + name] = request[name]
+            request = check_request(request, live, pending)
             buffered += request["text"]
             if not (buffered or request["continue"] or request["flush"]):
                 raise RequestError("text must not be empty")
         except asyncio.TimeoutError:
-            await send("error", message=f"Connection timed out after {idle:g} seconds of inactivity")
-            return
+            if not flush_after:
+                await send("error", message=f"Connection timed out after {idle:g} seconds of inactivity")
+                return
+            request = {**pending, "flush": True}  # no more text came in time
         except RequestError as error:
             await send("error", message=str(error))
-            buffered = ""
+            buffered, pending = "", {}
             continue
+        pending = {k: v for k, v in request.items() if k not in ("text", "flush")} if request["continue"] else {}
         if request["continue"] and not request["flush"]:
             continue
         text, buffered = buffered, ""
@@ -204,13 +243,12 @@ async def serve_client(connection, voice):
 async def run_server(port, command):
     """Serve on 127.0.0.1 until the command ends, or for ever without one; return the exit code."""
     with ThreadPoolExecutor(1) as executor:  # eSpeak speaks for one at a time
-        voice = (executor, *load_voice())
+        with load_voice() as (_, rate):
+            voice = executor, rate
 
         async def handler(connection):
-            try:
+            with contextlib.suppress(ConnectionClosed):  # the client is free to go at any moment
                 await serve_client(connection, voice)
-            except ConnectionClosed:
-                pass  # the client is free to go at any moment
 
         async with serve(handler, "127.0.0.1", port, process_request=refuse, max_size=2**24) as server:
             base = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -223,7 +261,7 @@ async def run_server(port, command):
                 return await process.wait()
             print(f"Serving until Ctrl-C. In another terminal:\n  export SMALLEST_WS_URL={base}{V2_PATH}")
             print(f"  export SMALLEST_API_KEY={KEY}\n  export SMALLEST_VOICE_ID=emily")
-            print(f"Voices: {', '.join(V2_VOICES)}. Languages: {', '.join(LANGUAGES)}.")
+            print(f"Voices: {', '.join(V2_VOICES)}. Languages: {', '.join(V2_LANGUAGES)}.")
             print(f"Later models: {base}{LIVE_PATH} with the voices {', '.join(LIVE_VOICES)}.", flush=True)
             return await server.serve_forever()
 
