@@ -184,7 +184,10 @@ def median(values):
 
 
 def row(name, usual, script, floor, shown):
-    ratios = [f"1/{usual / script:.1f}" if usual else "", f"{script / floor:.2f}" if floor else ""]
+    ratios = [
+        f"1/{base / script:.1f}" if base > 2 * script else f"{script / base:.2f}" if base else ""
+        for base in (usual, floor)
+    ]
     return "| " + " | ".join([name, *(shown(figure) for figure in (usual, script, floor)), *ratios]) + " |"
 
 
@@ -232,7 +235,7 @@ def report(server, runs):
         ("peak memory, 1 h", HOUR, ["usual", "script", "floor"]),
         ("peak memory, 10 h", 10 * HOUR, ["script", "floor"]),
     ):
-        figures = median_of_turns(server, peers, length, 1 if length == HOUR else 3)
+        figures = median_of_turns(server, peers, length, 1 if length == HOUR else runs)
         usual = figures["usual"]["memory"] if "usual" in figures else 0
         print(row(name, usual, figures["script"]["memory"], figures["floor"]["memory"], mebibytes), flush=True)
     today = datetime.date.today().isoformat()

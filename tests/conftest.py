@@ -1,12 +1,15 @@
 """What the tests share: they run the script as a person does, as a process in a folder of its own."""
 
 import os
+import re
 import signal
+import stat
 import subprocess
 import sys
 import wave
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,13 +22,10 @@ V2_PATH = "/waves/v1/lightning-v2/get_speech/stream"
 LIVE_PATH = "/waves/v1/tts/live"
 
 
-def pytest_addoption(parser):
-    parser.addoption("--fuzz", type=int, default=100, help="how many hostile answers each fuzz test tries")
-
-
 def clean_environment(**variables):
-    """Return the environment without the settings of whoever runs the tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SMALLEST_")}
+    """Return the environment without what its owner has set for Python, the script and the network."""
+    foreign = re.compile("SMALLEST_|PYTHON|WEBSOCKET_|.*_proxy$", re.IGNORECASE)
+    kept = {name: value for name, value in os.environ.items() if not foreign.match(name)}
     return {**kept, **{name: value for name, value in variables.items() if value is not None}}
 
 
@@ -47,9 +47,8 @@ class Run:
             assert KEY not in shown, "the key was printed"
 
     def figure(self, name):
-        """Return the number of a line of the report."""
-        (line,) = [line for line in self.lines if line.startswith(name + ": ")]
-        return float(line.split()[len(name.split())])
+        """Return the first number behind a name in the report."""
+        return float(re.search(rf"(?m)^{name}: ([0-9.]+)", self.err).group(1))
 
 
 def obey_interrupts():
@@ -73,14 +72,29 @@ def run(tmp_path):
     """Run the script in a folder of its own and return its Run."""
 
     def run_script(*arguments, server=None, env=None, stdin=None, **options):
-        variables = env or {}
-        options = {"stdin": subprocess.PIPE if stdin is not None else subprocess.DEVNULL, **options}
-        options.setdefault("cwd", tmp_path)
+        options = {"cwd": tmp_path, "stdin": subprocess.DEVNULL if stdin is None else subprocess.PIPE, **options}
         started = perf_counter()
-        process = start(*arguments, env=environment_for(server, **variables), **options)
+        process = start(*arguments, env=environment_for(server, **(env or {})), **options)
         return finish(process, started, input=stdin)
 
     return run_script
+
+
+def run_program(code, folder, **variables):
+    """Run a program that imports the script, and return its Run; its standard output is for the test."""
+    env = clean_environment(PYTHONPATH=f"{folder}{os.pathsep}{ROOT}", PYTHONDONTWRITEBYTECODE="1", **variables)
+    return finish(start(env=env, cwd=folder, script="-c" + code))
+
+
+def edit_script(folder, *edits):
+    """Return a copy of the script, edited as a person would: each edit is a line and what takes its place."""
+    source = SCRIPT.read_text(encoding="utf-8")
+    for line, edited in edits:
+        assert source.count(line) == 1, line
+        source = source.replace(line, edited)
+    copy = folder / "edited.py"
+    copy.write_text(source, encoding="utf-8")
+    return copy
 
 
 def read_wav(path):
@@ -90,24 +104,44 @@ def read_wav(path):
         return file.readframes(file.getnframes()), file.getframerate()
 
 
-class LocalServer:
-    """tests/lightning_server.py, running."""
+def make_device(folder, name, minor):
+    """Return a device of the test's own: a broken script that root runs would replace the machine's."""
+    try:
+        os.mknod(folder / name, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+    except PermissionError:
+        return f"/dev/{name}"
+    return name
 
-    def __init__(self):
-        command = [sys.executable, "-u", str(SERVER), "--port", "0"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment(), text=True)
-        lines = [self.process.stdout.readline() for _ in range(3)]
-        self.url = lines[1].strip().rpartition("=")[2]
-        self.live_url = self.url.replace(V2_PATH, LIVE_PATH)
-        self.key = lines[2].strip().rpartition("=")[2]
 
-    def stop(self):
-        self.process.terminate()
-        self.process.communicate()
+@pytest.fixture
+def old_output(tmp_path):
+    """Return the folder that the script runs in, with an output that no failure may touch."""
+    (tmp_path / "output.wav").write_bytes(b"old")
+    return tmp_path
+
+
+def check_fault(result, folder, words, kept=b"", code=1):
+    """Check one line that says what happened, what is kept and what is left, and that it took no time."""
+    lines = [line for line in result.lines if not line.startswith(("Connection: ", "TTFB: "))]
+    assert result.code == code, result.err
+    assert re.search(words, lines[0]), result.err
+    assert all(line.isprintable() and len(line) < 600 for line in result.err.split("\n"))
+    assert result.seconds < 5
+    assert (folder / "output.wav").read_bytes() == b"old"
+    partial = folder / "output.partial.wav"
+    if kept:
+        assert lines[1:] == [f"Kept: output.partial.wav holds {len(kept) / 48000:.2f} s of audio."]
+        assert read_wav(partial) == (kept, 24000)
+    else:
+        assert len(lines) == 1 and not partial.exists()
 
 
 @pytest.fixture(scope="session")
 def lightning():
-    server = LocalServer()
-    yield server
-    server.stop()
+    """Return tests/lightning_server.py, running: its `url` for V2, its `live_url` and its `key`."""
+    command = [sys.executable, "-u", str(SERVER), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment(), text=True)
+    _, url, key = (process.stdout.readline().strip().rpartition("=")[2] for _ in range(3))
+    yield SimpleNamespace(url=url, live_url=url.replace(V2_PATH, LIVE_PATH), key=key)
+    process.terminate()
+    process.communicate()

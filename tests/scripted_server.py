@@ -1,4 +1,4 @@
-"""A server that does to a client whatever a test tells it to: frames, raw bytes, silence, over a real socket."""
+"""A server that does to a client what a test tells it to: frames, raw bytes, silence, over a real socket."""
 
 import base64
 import contextlib
@@ -72,12 +72,26 @@ class Peer:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
-    def wait(self, seconds=60):
+    def wait(self):
         """Do nothing until the client has gone."""
-        self.sock.settimeout(seconds)
         with contextlib.suppress(OSError):
             while self.sock.recv(65536):
                 pass
+
+
+PCM = bytes(range(256)) * 200  # 1.07 s at 24 kHz
+
+
+def say(*chunks, then=lambda peer: peer.complete()):
+    """Return a play that hears the payload, sends these chunks, and then does something."""
+
+    def play(peer):
+        peer.hear()
+        for chunk in chunks:
+            peer.chunk(chunk)
+        then(peer)
+
+    return play
 
 
 class ScriptedServer:
