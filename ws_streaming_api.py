@@ -351,7 +351,7 @@ def speak(settings, wav):
     ws = connect(settings["ws_url"] or url, settings["api_key"], settings["timeout"])
     sent = perf_counter()
     say(f"Connection: {(sent - started) * 1000:.1f} ms")
-    gaps, waited, heard_until = 0, 0.0, 0.0
+    gaps, waited, heard_until, is_terminal = 0, 0.0, 0.0, sys.stderr and sys.stderr.isatty()
     for chunks, pcm in enumerate(stream_speech(ws, payload), 1):
         last = perf_counter() - sent
         if chunks == 1:
@@ -360,7 +360,7 @@ def speak(settings, wav):
             gaps, waited = gaps + 1, waited + last - heard_until
         wav.append(pcm)
         heard_until = max(heard_until, last) + len(pcm) / wav.byte_rate
-        if sys.stderr and sys.stderr.isatty():
+        if is_terminal:
             say(f"Received: {wav.size / wav.byte_rate:.1f} s of audio", end="\r")  # the next line is longer
     say(f"Last chunk: {last * 1000:.1f} ms, real-time factor {last * wav.byte_rate / wav.size:.3f}")
     say(f"Complete: {(perf_counter() - sent) * 1000:.1f} ms")

@@ -37,10 +37,9 @@ PATHS = [V2_PATH, "/api/v1/lightning-v2/get_speech/stream", LIVE_PATH]
 V2_VOICES = {"emily": "f5", "ryan": "m3", "arman": "m5", "mia": "f2"}
 LIVE_VOICES = {"magnus": "m1", "olivia": "f4", "sophia": "f1", "meher": "f3"}
 ACCENTS = {"en": "en-us", "auto": "en-us", "no": "nb", "zh": "cmn"}
-V2_LANGUAGES = "en hi mr kn ta bn gu de fr es it pl nl ru ar he".split()
-LIVE_LANGUAGES = (
-    "auto en hi mr kn ta bn gu de fr es it pl nl ru ar te ml pa or pt sv el fi no zh id ja ko ms tr vi".split()
-)
+SHARED_LANGUAGES = "en hi mr kn ta bn gu de fr es it pl nl ru ar".split()
+V2_LANGUAGES = [*SHARED_LANGUAGES, "he"]
+LIVE_LANGUAGES = ["auto", *SHARED_LANGUAGES, *"te ml pa or pt sv el fi no zh id ja ko ms tr vi".split()]
 MODELS = ["lightning_v3.1", "lightning_v3.1_pro"]
 # The least, the most and the default of each number in a request.
 V2_NUMBERS = {
@@ -74,10 +73,8 @@ def load_voice():
     It is loaded anew each time: it remembers the last utterance, and the next would differ by that.
     """
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    yield (
-        library,
-        library.espeak_Initialize(SYNCHRONOUS, SLICE_MS, espeakng_loader.get_data_path().encode(), 0),
-    )
+    rate = library.espeak_Initialize(SYNCHRONOUS, SLICE_MS, espeakng_loader.get_data_path().encode(), 0)
+    yield library, rate
     library.espeak_Terminate()
     unload = _ctypes.FreeLibrary if sys.platform == "win32" else _ctypes.dlclose
     unload(library._handle)
@@ -223,7 +220,7 @@ async def serve_client(connection, voice):
             await send("error", message=str(error))
             buffered, pending = "", {}
             continue
-        pending = {k: v for k, v in request.items() if k not in ("text", "flush")} if request["continue"] else {}
+        pending = request if request["continue"] else {}
         if request["continue"] and not request["flush"]:
             continue
         text, buffered = buffered, ""

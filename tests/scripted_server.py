@@ -94,6 +94,12 @@ def say(*chunks, then=lambda peer: peer.complete()):
     return play
 
 
+def refusal(status, *headers, body=b""):
+    """Return a play that answers a handshake, or a CONNECT, with an HTTP status."""
+    lines = [f"HTTP/1.1 {status} Refused", *headers, f"Content-Length: {len(body)}", "", ""]
+    return lambda peer: peer.send("\r\n".join(lines).encode() + body)
+
+
 class ScriptedServer:
     """Listens on a free port of 127.0.0.1 and lets `play(peer)` answer each connection.
 

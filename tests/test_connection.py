@@ -2,21 +2,18 @@
 
 import contextlib
 import json
-import os
 import re
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 
 import pytest
 import trustme
 
-from conftest import KEY, LIVE_PATH, V2_PATH, check_fault, read_wav
-from scripted_server import PCM, ScriptedServer, say
+from conftest import KEY, LIVE_PATH, PYTHON, RETIRED, V2_PATH, check_fault, read_wav
+from scripted_server import PCM, ScriptedServer, refusal, say
 
-RETIRED = "Lightning V2 is retired: use lightning_v3.1 at wss://.*--model lightning_v3.1"
 CHECK = "Check the URL, the network and, where one is set, the proxy .https_proxy.*"
 
 
@@ -66,12 +63,6 @@ def test_something_that_is_no_websocket(run, old_output, answer):
     )
 
 
-def refusal(status, *headers, body=b""):
-    """Return a play that refuses the handshake."""
-    lines = [f"HTTP/1.1 {status} Refused", *headers, f"Content-Length: {len(body)}", "", ""]
-    return lambda peer: peer.send("\r\n".join(lines).encode() + body)
-
-
 @pytest.mark.parametrize(
     ("path", "status", "headers", "advice"),
     [
@@ -96,7 +87,7 @@ def test_refused_handshake(run, old_output, path, status, headers, advice):
 
 def library_version():
     code = "import websocket; print(websocket.__version__)"
-    out = subprocess.check_output([os.environ.get("SCRIPT_PYTHON", sys.executable), "-c", code], text=True)
+    out = subprocess.check_output([PYTHON, "-c", code], text=True)
     return tuple(map(int, out.strip().split(".")[:2]))
 
 
@@ -174,7 +165,7 @@ def test_certificate_not_trusted(run, old_output, authority, tls, case):
 
 
 def test_no_tls_where_tls_was_asked_for(run, old_output):
-    with ScriptedServer(lambda peer: peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n"), raw=True) as server:
+    with ScriptedServer(refusal(400), raw=True) as server:
         result = run("--ws-url", f"wss://127.0.0.1:{server.port}/")
     check_fault(result, old_output, f"No connection to wss://127.0.0.1:{server.port}/: .*SSL")
 
@@ -215,7 +206,7 @@ def forward(source, target, seen):
 def test_proxy_that_fails(run, old_output, case):
     def play(peer):
         peer.sock.recv(65536)
-        peer.send(f"HTTP/1.1 {case} No\r\nContent-Length: 0\r\n\r\n".encode())
+        refusal(case)(peer)
 
     with ScriptedServer(play, raw=True) as proxy:
         host = {"refused": "127.0.0.1:1", "unknown": "no-such-proxy.invalid:3128"}.get(case, f"127.0.0.1:{proxy.port}")

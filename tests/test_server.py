@@ -87,7 +87,7 @@ def test_idle_connection_is_closed(client):
             idle.recv(timeout=5)
 
 
-@pytest.mark.parametrize("seconds", ["abc", "", "-1", "nan"])
+@pytest.mark.parametrize("seconds", ["abc", "", "-1", "nan", "inf"])
 def test_idle_seconds_that_are_no_number_are_the_usual_ones(client, seconds):
     with client(query="?timeout=" + seconds) as speaking:
         with pytest.raises(TimeoutError):

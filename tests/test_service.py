@@ -10,11 +10,10 @@ import pytest
 from websockets.frames import Opcode
 
 from conftest import KEY, LIVE_PATH, ROOT, SCRIPT, V2_PATH, clean_environment, finish, run_program, start
-from scripted_server import PCM, ScriptedServer, say
+from scripted_server import PCM, ScriptedServer, refusal, say
 
-SOURCE = SCRIPT.read_text(encoding="utf-8")
 BEGIN = """
-import json, sys, time
+import json, time
 from {module} import SpeechError, connect, stream_speech
 ws = connect({url!r}, {key!r}, timeout={timeout})
 heard = []
@@ -36,33 +35,27 @@ def speak(server, folder, code, module="ws_streaming_api", key=KEY, timeout=5):
     return json.loads(result.out) if result.out else None
 
 
-def answers(*speeches):
-    """Return a play that answers one payload after another on one connection, and the list of its payloads."""
-    payloads = []
-
-    def play(peer):
-        peer.accept()
-        for chunks in speeches:
-            payloads.append(json.loads(peer.next_frame(Opcode.TEXT).data))
-            for chunk in chunks:
-                peer.chunk(chunk)
-            peer.complete()
-
-    return play, payloads
-
-
-def lift(folder, source=SOURCE):
+def lift(folder):
     """Write the lines between the two comments, with the imports of the file, as a module of their own."""
+    source = SCRIPT.read_text(encoding="utf-8")
     imports = source[source.index('"""\n\nimport') + 4 : source.index("API_KEY =")]
     lines = source[source.index("# --- Copy from here") : source.index("# --- Copy to here")]
     (folder / "lifted.py").write_text(imports + lines, encoding="utf-8")
-    return "lifted"
 
 
 @pytest.mark.parametrize("module", ["ws_streaming_api", "lifted"])
 def test_two_texts_over_one_connection(tmp_path, module):
     first, second = [os.urandom(1001), os.urandom(3)], [os.urandom(48000), os.urandom(2)]
-    play, payloads = answers(first, second)
+    payloads = []
+
+    def play(peer):
+        peer.accept()
+        for chunks in first, second:
+            payloads.append(json.loads(peer.next_frame(Opcode.TEXT).data))
+            for chunk in chunks:
+                peer.chunk(chunk)
+            peer.complete()
+
     lift(tmp_path)
     code = """
 for name in "first", "second":
@@ -76,10 +69,8 @@ ws.close(timeout=0)
     with ScriptedServer(play) as server:
         assert speak(server, tmp_path, code, module) == [5, True]
         assert server.connections == 1
-    assert [(tmp_path / name).read_bytes() for name in ("first", "second")] == [
-        b"".join(first),
-        b"".join(second),
-    ]
+    assert (tmp_path / "first").read_bytes() == b"".join(first)
+    assert (tmp_path / "second").read_bytes() == b"".join(second)
     assert payloads == [{"text": name, "voice_id": "ryan"} for name in ("first", "second")]
 
 
@@ -143,17 +134,13 @@ print(len(b"".join(stream_speech(ws, {{"text": "x"}}))))
         assert run_program(code.format(url=server.url), tmp_path).out == b"%d\n" % len(PCM)
 
 
-def refuse(status):
-    return lambda peer: peer.send(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
-
-
 @pytest.mark.parametrize(
     ("play", "path", "words"),
     [
-        (refuse(302), "/", "[Rr]edirect|status 302"),
-        (refuse(401), "/", "API key"),
-        (refuse(404), V2_PATH, "lightning_v3.1 at wss://.*" + LIVE_PATH),
-        (refuse(410), LIVE_PATH, "lightning_v3.1"),
+        (refusal(302), "/", "[Rr]edirect|status 302"),
+        (refusal(401), "/", "API key"),
+        (refusal(404), V2_PATH, "lightning_v3.1 at wss://.*" + LIVE_PATH),
+        (refusal(410), LIVE_PATH, "lightning_v3.1"),
         (lambda peer: peer.wait(), "/", "timed out.*https_proxy"),
         (say(then=lambda peer: peer.wait()), "/", "allow more time"),
         (say(then=lambda peer: peer.json({"status": "error", "error": "DEPRECATED"})), "/", "lightning_v3.1"),
@@ -163,15 +150,16 @@ def refuse(status):
 def test_faults_are_of_use_without_the_script(tmp_path, play, path, words):
     """They speak of the key, the URL, the model and the proxy, never of flags and variables."""
     lift(tmp_path)
-    code = f"""
+    code = """
 from lifted import SpeechError, connect, stream_speech
 try:
-    list(stream_speech(connect({{url!r}}, {KEY!r}, 0.5), {{{{"text": "x"}}}}))
+    list(stream_speech(connect({url!r}, {key!r}, 0.5), {{"text": "x"}}))
 except SpeechError as error:
     print(error)
 """
     with ScriptedServer(play) as server:
-        shown = run_program(code.format(url=server.url.rstrip("/") + path), tmp_path).out.decode()
+        code = code.format(url=server.url.rstrip("/") + path, key=KEY)
+        shown = run_program(code, tmp_path).out.decode()
     assert re.search(words, shown), shown
     assert "--" not in shown and "SMALLEST_" not in shown and shown.count("\n") == 1
 
@@ -184,14 +172,9 @@ def test_only_speech_error_is_raised_for_a_url_that_cannot_be(tmp_path):
     assert len(run_program(code, tmp_path).out.splitlines()) == 6
 
 
-def readme_blocks(language):
-    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```")[1::2]
-    return [block.partition("\n")[2] for block in blocks if block.startswith(language + "\n")]
-
-
 def test_readme_program(lightning, tmp_path):
     """Runs exactly the lines of the README."""
-    (program,) = readme_blocks("python")
+    (program,) = re.findall("(?s)```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"))
     shutil.copy(SCRIPT, tmp_path)
     (tmp_path / "program.py").write_text(program)
     env = clean_environment(SMALLEST_API_KEY=lightning.key, SMALLEST_WS_URL=lightning.url)

@@ -10,8 +10,14 @@ from conftest import KEY, ROOT, edit_script, environment_for, finish, run_progra
 from scripted_server import PCM, ScriptedServer, say
 
 DEFAULTS = {
-    **{"text": "Hello.", "voice_id": "ryan", "sample_rate": 24000, "speed": 1},
-    **{"language": "en", "consistency": 0.5, "similarity": 0, "enhancement": 1},
+    "text": "Hello.",
+    "voice_id": "ryan",
+    "sample_rate": 24000,
+    "speed": 1,
+    "language": "en",
+    "consistency": 0.5,
+    "similarity": 0,
+    "enhancement": 1,
 }
 # name, what is given, what travels in the payload
 PAYLOAD = [
@@ -206,21 +212,18 @@ WRONG = [
 
 
 # One setting of each kind by its flag too; the others differ in nothing.
-WAYS_IN = [(name, "variable") for name, _ in WRONG] + [(name, "flag") for name in ("text", "speed", "ws_url")]
-WRONG_VALUES = [
-    (name, value, way) for name, way in dict.fromkeys(WAYS_IN) for key, vs in WRONG if key == name for value in vs
-]
+WAYS_IN = {name: ["variable", "flag"] for name in ("text", "speed", "ws_url")}
+WRONG_VALUES = [(n, value, way) for n, values in WRONG for value in values for way in WAYS_IN.get(n, ["variable"])]
 
 
 @pytest.mark.parametrize(("name", "value", "way"), WRONG_VALUES)
-def test_wrong_value(run, server, tmp_path, name, value, way):
-    (tmp_path / "output.wav").write_bytes(b"old")
-    result = give(run, server, tmp_path, way, name, value)
+def test_wrong_value(run, server, old_output, name, value, way):
+    result = give(run, server, old_output, way, name, value)
     (line,) = problems(result)
     assert line.startswith(f"SMALLEST_{name.upper()} is ") and "allowed: " in line and line.isascii()
     assert value.strip() not in line or name != "api_key" or not value.strip()
     assert server.connections == 0
-    assert (tmp_path / "output.wav").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+    assert (old_output / "output.wav").read_bytes() == b"old" and len(list(old_output.iterdir())) == 1
 
 
 @pytest.mark.parametrize(("name", "value"), [("sample_rate", 24000.5), ("speed", 9), ("text", ""), ("api_key", "")])
