@@ -1,8 +1,4 @@
 #!/usr/bin/env python3
-# /// script
-# requires-python = ">=3.6"
-# dependencies = ["websocket-client>=1.3.1,<2"]
-# ///
 """Turn text into speech over a WebSocket with Smallest AI's Lightning V2.
 
     python ws_streaming_api.py --text "Hello." --voice-id ryan
@@ -11,40 +7,36 @@ The audio is written to a WAV file as it arrives: 16-bit little-endian mono PCM.
 
 A setting is taken from its flag, else its environment variable, else the file
 .env in the working directory, else the top of this script. The API key has only
-a variable, SMALLEST_API_KEY: other users can read a command line. --text - reads
-standard input, --output - writes standard output.
+a variable, SMALLEST_API_KEY: other users can read a command line.
 
 Exit codes: 0 the whole audio is there; 1 the run failed; 2 a setting is wrong,
 found before anything was sent; 130 interrupted. What arrived before a failure
-is kept beside output.wav, in output.partial.wav. Times in the report count from
-the sending of the payload.
+is kept in output.partial.wav. Times count from the sending of the payload.
 """
 
-import argparse
 import base64
-import ipaddress
 import json
 import os
 import re
-import socket
+import shlex
 import struct
 import sys
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from contextlib import suppress
 from functools import partial
 from time import perf_counter
-from typing import Iterator
-from urllib.parse import urlsplit
+from typing import Generator
 
 try:
-    import websocket
-except (ImportError, SyntaxError):
-    websocket = None  # connect() says what to do
+    from websocket import ABNF, WebSocket, WebSocketException, WebSocketTimeoutException, create_connection
+except (ImportError, SyntaxError):  # SyntaxError: an old package of that name
+    sys.exit("websocket-client is missing. Run: pip uninstall websocket; pip install websocket-client")
 
 API_KEY = "<AUTH TOKEN>"
 TEXT = "<TEXT>"
 VOICE_ID = "<VOICE>"
 
-# What is sent. Another field of the protocol is one more line, and has its flag and its variable.
+# What is sent. Another field of the protocol is one more line.
 PAYLOAD = {
     "text": TEXT,
     "voice_id": VOICE_ID,
@@ -55,344 +47,373 @@ PAYLOAD = {
     "similarity": 0,
     "enhancement": 1,
 }
-OPTIONS = {
-    "model": "lightning-v2",
-    "ws_url": "",  # that of the model
-    "output": "output.wav",
-    "timeout": 30,  # seconds without audio
-}
-# Between whole bounds only whole numbers are allowed.
-RANGES = {
-    "sample_rate": (8000, 48000),
-    "speed": (0.1, 5.0),
-    "consistency": (0.0, 1.0),
-    "similarity": (0.0, 1.0),
-    "enhancement": (0.0, 2.0),
-    "timeout": (0.1, 3600.0),
-}
-
-# --- Copy from here, with the imports -----------------------------------------------------------------
 
 V2_URL = "wss://api.smallest.ai/waves/v1/lightning-v2/get_speech/stream"
 LIVE_URL = "wss://api.smallest.ai/waves/v1/tts/live"  # of every later model
-RETIRED = f"Lightning V2 is retired: use lightning_v3.1 at {LIVE_URL}, or check the URL of your own host."
-# What to do about a connection that failed: the first row whose pattern is found in the fault.
-ADVICE = {
-    "/lightning-v2/.* status 404|status 410": RETIRED,
-    "status 40[13]": "Check the API key: missing, mistyped, of another product, or past its usage limit.",
-    "status (426|505)": "Check the URL: a gateway on the way does not pass WebSockets on.",
-    "status (429|5..)": "Try again later: the service is busy or at fault.",
-    r"issuer|self.signed|failed \(": "Name the file of your own authority in WEBSOCKET_CLIENT_CA_BUNDLE.",
-    "": "Check the URL, the network and, where one is set, the proxy (https_proxy).",
-}
+RETIRED = f"Lightning V2 is retired: use model lightning_v3.1, voice magnus, at {LIVE_URL}, or check the URL."
 
 
 class SpeechError(Exception):
     """The speech is not whole: one line with what happened and what to do."""
 
 
-def clean(words):
-    """Return words from outside as one short line, without control characters and API keys."""
-    text = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
-    text = re.sub(r"\bsk_[\w-]+", "[API key]", text)
-    return "".join(letter if letter.isprintable() else " " for letter in text)[:300]
-
-
-def check_url(url):
-    """Return host and port of a WebSocket URL; raise SpeechError if the API key could be read on the way."""
-    parts = urlsplit(url)
-    if not parts.hostname or not re.fullmatch("wss?://[!-~]+", url):
-        raise SpeechError(f"{clean(url)} is not a WebSocket URL: wss://host/path, or ws://host/path.")
-    address = parts.hostname, parts.port or (443 if parts.scheme == "wss" else 80)
-    with suppress(socket.gaierror):  # an unknown host is for the connection to report
-        for found in socket.getaddrinfo(*address, type=socket.SOCK_STREAM) if parts.scheme == "ws" else []:
-            if ipaddress.ip_address(found[4][0].partition("%")[0]).is_global:
-                raise SpeechError(f"{clean(url)} would send the API key in the clear: use wss://.")
-    return address
-
-
-def connect(url: str, api_key: str, timeout: float = 30) -> "websocket.WebSocket":
+def connect(url: str, api_key: str, timeout: float = 30) -> WebSocket:
     """Return an open WebSocket; the key is in its handshake, as a Bearer token, and nowhere else.
 
-    `timeout`, in seconds, is for each step of the handshake, and later for stream_speech().
-    Plain ws:// is for addresses that are not public, and uses no proxy. Raises SpeechError.
+    `timeout` is in seconds, for each step of the handshake and then for stream_speech(). Raises SpeechError.
     """
-    if not hasattr(websocket, "create_connection"):
-        raise SpeechError("No websocket-client here: pip uninstall websocket; pip install websocket-client")
-    where, said, sock = clean(url.partition("?")[0]), "", None
-    header = ["Authorization: Bearer " + api_key]
+    header = ["Authorization: Bearer " + check_access(url, api_key)]
+    status = 0
     try:
-        address = check_url(url)
-        if url.startswith("ws:"):  # a proxy could read the key
-            sock = socket.create_connection(address, timeout)
-        # A redirect would take the key along; to validate UTF-8 is a slow loop, and json.loads() does it too.
-        ws = websocket.create_connection(
-            url, timeout, header=header, redirect_limit=0, skip_utf8_validation=True, socket=sock
-        )
-        if ws.getstatus() == 101:
-            return ws
-        ws.shutdown()
-        fault = f"{where} redirects elsewhere, where the API key does not follow"
-    except websocket.WebSocketBadStatusException as error:
-        fault = f"{where} refused the handshake with status {error.status_code}"
-        headers, body = error.resp_headers or {}, getattr(error, "resp_body", None) or b""
-        named = [f"{name}: {headers[name]}; " for name in ("retry-after", "x-request-id") if name in headers]
-        said = clean("".join(named) + clean(body))
-    except (OSError, websocket.WebSocketException) as error:
-        fault = f"No connection to {where}: {clean(error)}"
+        # A redirect would take the key along. json.loads() checks UTF-8; the library would, byte by byte.
+        ws = create_connection(url, timeout, header=header, redirect_limit=0, skip_utf8_validation=True)
+        if ws.getstatus() != 101:
+            raise WebSocketException("Redirect")
+        return ws
+    except (OSError, WebSocketException) as error:
+        fault = clean(error)
+        status = getattr(error, "status_code", 0)
+        if status:
+            body = getattr(error, "resp_body", None) or "no reason given"
+            fault = f"the handshake was refused with status {status}, {clean(body)}"
     except (LookupError, TypeError, ValueError):  # the words may quote the password of a proxy
-        fault = f"No connection to {where}: that URL, a proxy's, or an answer cannot be read"
-    advice = next(advice for pattern, advice in ADVICE.items() if re.search(pattern, fault))
-    raise SpeechError(f"{fault}. {advice} {said}".strip())
+        fault = "the URL, a proxy's, or an answer cannot be read"
+    where = clean(url.partition("?")[0])
+    raise SpeechError(f"No connection to {where}: {fault}. {advise(url, status, fault)}")
 
 
-def stream_speech(ws: "websocket.WebSocket", payload: dict) -> Iterator[bytes]:
+def advise(url, status, fault):
+    """Return what to do about a handshake that failed."""
+    if status in (404, 410) and "/lightning-v2/" in url:
+        return RETIRED
+    if status in (401, 403):
+        return "Check the API key: missing, mistyped, of another product, or past its usage limit."
+    if status == 429 or status >= 500:
+        return "Try again later: the service is busy or at fault."
+    if "Redirect" in fault:
+        return "The API key does not follow a redirect: if you trust where it leads, use that URL."
+    if re.search("certificate|X509|Permission", fault):
+        return "Check the host's name, your clock, and the file that WEBSOCKET_CLIENT_CA_BUNDLE names."
+    return "Check the URL, the network and, where https_proxy is set, the proxy, its user and its password."
+
+
+def check_access(url, api_key):
+    """Return the key, fit for a header; raise SpeechError, which repeats neither, for a wrong URL or key."""
+    if not re.fullmatch(r"(?a)wss?://([\w.-]+|\[[\w:.]+\])(:\d{1,5})?(/[!-~]*)?", url):
+        raise SpeechError("The URL has to be wss://host/path, or ws://host/path, without user and password.")
+    if re.match(r"(?i)ws://([^/]*\.)?smallest\.ai\b", url):
+        raise SpeechError("The URL would send the API key in the clear: use wss://.")
+    if not re.fullmatch("[!-~]+", api_key.strip()):
+        raise SpeechError("The API key is empty, or is not printable ASCII without blanks.")
+    return api_key.strip()
+
+
+def clean(words):
+    """Return words from outside as a short line, without API keys, control characters and a full stop."""
+    text = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
+    text = re.sub(r"\bsk_[^\s\"']+", "[API key]", text)
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    if len(text) > 300:  # cut at a blank, never within a key
+        text = text[:300].rpartition(" ")[0]
+    return text.rstrip(" .")
+
+
+def stream_speech(ws: WebSocket, payload: dict) -> Generator[bytes, None, None]:
     """Send a payload and yield the speech as it arrives: 16-bit little-endian mono PCM, in whole samples.
 
-    After the service's "complete", `ws` is open for the next payload, if the service allows that, and the
-    caller's to close: ws.close(timeout=0) does not wait. After a SpeechError (an error, a close, damaged
-    audio, or none for the timeout of `ws`) and after a caller who stops in the middle, `ws` is shut.
+    After that `ws` is open for another payload, if the service allows it. After a SpeechError (an error, a
+    close, damaged audio, or none for the timeout of `ws`) and after a caller who stops early, it is shut.
     """
     if getattr(ws, "is_speaking", False):
         ws.shutdown()  # or the rest of the last speech would be heard as this one
-    ws.is_speaking = True
-    timeout = ws.gettimeout() or 1e6  # without one, days
-    status, rest, is_silent = None, b"", True
+    setattr(ws, "is_speaking", True)
+    timeout = ws.gettimeout()
+    pcm = b""
+    rest = b""
     try:
-        with suppress(OSError, websocket.WebSocketException):  # the service may have said why it hung up
+        with suppress(OSError, WebSocketException):  # the service may have said why it hung up
             ws.send(json.dumps(payload))
-        deadline = perf_counter() + timeout
-        while status != "complete":
-            status, audio = receive_message(ws, deadline)
-            pcm = rest + audio
-            whole = len(pcm) // 2 * 2  # a chunk may end within a sample
-            rest = pcm[whole:]
-            if whole:
-                yield pcm[:whole]
-                is_silent, deadline = False, perf_counter() + timeout
-        if rest or is_silent:
-            raise SpeechError("The service ended the speech without whole audio: check text and voice.")
-        ws.is_speaking = False
-    except websocket.WebSocketTimeoutException:
-        raise SpeechError(f"No audio came for {timeout:g} s. Try again, or allow more time.") from None
-    except (OSError, websocket.WebSocketException) as error:
-        raise SpeechError(f"The connection was lost within the speech: {clean(error)}. Try again.") from error
+        for chunk in receive_audio(ws, timeout or 1e6):  # without a timeout, days
+            pcm = rest + chunk
+            rest = pcm[len(pcm) // 2 * 2 :]  # a chunk may end within a sample
+            yield pcm[: len(pcm) // 2 * 2]
+        if not pcm:
+            raise SpeechError("The service ended the speech without any audio. Check the text and the voice.")
+        if rest:
+            raise SpeechError("The service ended the speech without whole audio. Connect again.")
+        setattr(ws, "is_speaking", False)
+    except WebSocketTimeoutException:
+        raise SpeechError(f"No audio came for {timeout} s. Connect again, or allow more time.") from None
+    except (OSError, WebSocketException) as error:
+        raise SpeechError(f"The connection was lost in mid-speech: {clean(error)}. Connect again.") from None
     finally:
         ws.settimeout(timeout)
-        if ws.is_speaking:
+        if getattr(ws, "is_speaking", True):
             ws.shutdown()
 
 
-def receive_message(ws, deadline):
-    """Return status and PCM of the next message; raise SpeechError for an "error", a close or damage.
+def receive_audio(ws, timeout):
+    """Yield the PCM of every message up to the last; raise SpeechError for a close."""
+    deadline = perf_counter() + timeout
+    is_last = False
+    while not is_last:
+        remaining = deadline - perf_counter()
+        if remaining <= 0:  # a ping, or a message without audio, is no progress
+            raise WebSocketTimeoutException
+        ws.settimeout(remaining)
+        opcode, frame = ws.recv_data(control_frame=True)
+        if opcode == ABNF.OPCODE_CLOSE:
+            code = int.from_bytes(frame[:2], "big")
+            reason = clean(frame[2:] or "no reason given")
+            advice = "Check the API key and its limits." if code == 1008 else "Connect again."
+            raise SpeechError(f"The service hung up in mid-speech: close code {code}, {reason}. {advice}")
+        if opcode < ABNF.OPCODE_CLOSE:  # above it are pings and pongs
+            pcm, is_last = read_message(frame)
+            if pcm:
+                yield pcm
+                deadline = perf_counter() + timeout
 
-    By Smallest AI's reference "chunk" has base64 in data.audio, and "complete" ends the speech.
-    """
-    ws.settimeout(max(deadline - perf_counter(), 0.001))  # what is left of it: a ping is no progress
-    opcode, frame = ws.recv_data(control_frame=True)
-    if opcode == websocket.ABNF.OPCODE_CLOSE:
-        code, reason = int.from_bytes(frame[:2], "big"), clean(frame[2:]) or "no reason given"
-        raise SpeechError(f"The service hung up within the speech: close code {code}, {reason}. Try again.")
+
+def read_message(frame):
+    """Return the PCM in a message, and whether it is the last; raise SpeechError for an error or damage."""
     try:
-        message = json.loads(frame) if opcode < websocket.ABNF.OPCODE_CLOSE else {}  # a ping or a pong
-        status = message.get("status")
-        data = message.get("data") if status in ("chunk", "complete") else None
-        pcm = base64.b64decode((data or {}).get("audio") or "", validate=True)
+        message = json.loads(frame)
+        # By the reference "audio" is in "data"; clients of the hosted V2 saw the end in "payload" or "done".
+        for part in ("payload", "data"):
+            if isinstance(message.get(part), dict):
+                message = {**message[part], **message}
+        pcm = base64.b64decode(message.get("audio") or "", validate=True)
     except (AttributeError, TypeError, ValueError, RecursionError):
         raise SpeechError(f"What came is not JSON with base64 audio, check the URL: {clean(frame)}") from None
+    status = message.get("status")
     if status == "error" or message.get("error"):
-        retired = RETIRED if b"DEPRECATED" in frame else ""
-        raise SpeechError(f"The service reports an error: {clean(frame)} {retired}".strip())
-    return status, pcm
+        advice = RETIRED if b"DEPRECATED" in frame else "Check the payload, or connect again later."
+        raise SpeechError(f"The service reports an error: {clean(frame)}. {advice}")
+    return pcm, status == "complete" or message.get("done")
 
 
-# --- Copy to here -------------------------------------------------------------------------------------
+# --- Down to here it is for copying into a program of your own ------------------------------------------
 
 
 class WavFile:
-    """A WAV file that can be played at every moment; until it is whole, its name is output.partial.wav."""
+    """A WAV file that can be played at every moment. Until it is whole, its name is this run's own."""
 
     def __init__(self, path, sample_rate):
-        self.partial, self.byte_rate, self.size = None, sample_rate * 2, 0
-        if path == "-" or (os.path.exists(path) and not os.path.isfile(path)):  # a pipe or a device
-            self.path = "Standard output" if path == "-" else path
-            self.file = open(1 if path == "-" else path, "wb", closefd=path != "-")
+        self.path = path
+        self.partial = None
+        self.byte_rate = sample_rate * 2
+        self.size = 0
+        if path == "-":
+            if os.isatty(1):
+                raise OSError("standard output is a terminal, let a player or a file take the audio")
+            self.path = "Standard output"
+            self.file = open(1, "wb")
+        elif os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device
+            self.file = open(path, "wb")
         else:
-            self.path = os.path.realpath(path) if os.path.islink(path) else path  # a link stays
-            self.partial = "{}.partial{}".format(*os.path.splitext(self.path))
-            self.file = open(self.partial, "wb")
-        self.write_header(0 if self.partial else 0xFFFFFFFF - 36)  # the largest: until the end
+            if os.path.islink(path):  # a link stays one
+                self.path = os.path.realpath(path)
+            self.kept = "{}.partial{}".format(*os.path.splitext(self.path))
+            self.partial = f"{self.kept}-{os.urandom(4).hex()}"
+            self.file = open(self.partial, "xb")
+        self.write_header(0xFFFFFFFF - 36)  # the largest: until the end
 
-    def write_header(self, size):
-        """Write the header of `size` bytes of PCM."""
-        parts = b"WAVEfmt ", 16, 1, 1, self.byte_rate // 2, self.byte_rate, 2, 16, b"data", size
-        self.file.write(struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", size + 36, *parts))
+    def write_header(self, pcm_size):
+        parts = 16, 1, 1, self.byte_rate // 2, self.byte_rate, 2, 16, b"data", pcm_size
+        self.file.write(struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", pcm_size + 36, b"WAVEfmt ", *parts))
 
     def append(self, pcm):
-        """Add PCM, and count it in the header."""
         self.file.write(pcm)
         self.file.flush()
+        self.size += len(pcm)
         if self.partial:
             self.file.seek(0)
-            self.write_header(self.size + len(pcm))
+            self.write_header(self.size)
             self.file.seek(0, os.SEEK_END)
-        self.size += len(pcm)
 
     def finish(self):
-        """Close the file and give it its name."""
+        """Close the whole file and give it its name."""
         self.file.close()
         if self.partial:
             os.replace(self.partial, self.path)
 
     def abandon(self):
-        """Close the file; return whether the partial file stays, which it does if there is audio in it."""
+        """Close the broken file, and return whether it stays, under the name `partial`, for its audio."""
         with suppress(OSError):  # of a full disk: what the header counts is there
             self.file.close()
         if self.partial and not self.size:
             os.remove(self.partial)
+        elif self.partial:
+            with suppress(OSError):  # on Windows, a player may hold the file of the last failure
+                os.replace(self.partial, self.kept)
+                self.partial = self.kept
         return self.partial and self.size
 
 
-SETTINGS = {"api_key": API_KEY, **PAYLOAD, **OPTIONS}
-ALLOWED = {
-    **{number: "{} to {}".format(*bounds) for number, bounds in RANGES.items()},
-    "api_key": "printable ASCII without spaces",
-    "text": "what to say, or - for standard input",
-    "voice_id": "a voice of the model",
-    "model": "lightning-v2, or a later one",
-    "ws_url": "wss://, or ws:// to an address that is not public",
-    "output": "a file in a folder that is there, or - for a pipe",
-}
+def read_number(kind, low, high, value):
+    """Return the number in a string; a whole one is an int, which a service may insist on."""
+    with suppress(ValueError):
+        number = kind(value)
+        if low <= number <= high:
+            return number if number % 1 else int(number)
+    raise ArgumentTypeError(f"{clean(value)!a} is not a number from {low} to {high}")
 
 
-def parse(name, value):
-    """Return what the string of a setting stands for; raise an error if it is not allowed."""
-    if name == "api_key":
-        is_allowed = re.fullmatch("[!-~]+", value)
-    elif name == "ws_url":
-        is_allowed = check_url(value)
-    elif name == "output" and value == "-":
-        is_allowed = not sys.stdout.isatty()
-    elif name == "output":
-        is_allowed = os.path.isdir(os.path.dirname(os.path.realpath(value))) and not os.path.isdir(value)
-    elif isinstance(SETTINGS[name], str):
-        is_allowed = value.strip() and value.encode()
-    else:
-        value = json.loads(re.sub(r"\.0+$", "", value))  # whole numbers travel as such
-        low, high = RANGES.get(name, (False, True) if isinstance(SETTINGS[name], bool) else (-1e99, 1e99))
-        is_allowed = type(value) in (int, type(low)) and low <= value <= high
-    if not is_allowed:
-        raise ValueError
-    return value
-
-
-def read_dotenv(path):
-    """Return the NAME=value lines of a file as a dictionary, empty if there is no such file."""
-    values = {}
-    if os.path.exists(path) and not os.path.isdir(path):  # a virtual environment may be called .env
-        with open(path, encoding="utf-8-sig") as lines:
-            for line in lines:
-                name, _, value = re.sub(r"^\s*export\s+", "", line).partition("=")
-                quoted = re.match(r"""\s*(["'])(.*?)\1\s*(#.*)?$""", value)
-                values[name.strip()] = quoted.group(2) if quoted else re.sub(r"\s#.*", "", value).strip()
-    return values
-
-
-def read_settings(argv=None):
-    """Return every setting, checked; if some are wrong or missing, name them all and exit with 2."""
-    usage = "%(prog)s [options], or edit what stands at the top of the script"
-    layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=40, width=100)
-    parser = argparse.ArgumentParser(usage=usage, description=__doc__, formatter_class=layout)
-    for name, default in {**PAYLOAD, **OPTIONS}.items():
-        flags = ["--" + name.replace("_", "-")] + ["-o"] * (name == "output")
-        words = f"{ALLOWED.get(name, 'like the default')} (default: {default!a})".replace("%", "%%")
-        parser.add_argument(*flags, dest="SMALLEST_" + name.upper(), help=words)
-    flags, unknown = parser.parse_known_args(argv)
-    if unknown:  # only flags are named: the rest may be a key
-        names = " ".join(re.findall("(?m)^--[a-z-]+", "\n".join(unknown)))
-        parser.error(f"not known: {names or 'a word without a flag'}; the API key goes into SMALLEST_API_KEY")
+def read_text(value):
+    """Return the text to speak; "-" stands for standard input."""
     try:
-        sources = [vars(flags), os.environ, read_dotenv(".env")]
+        if value == "-":
+            value = open(0, encoding="utf-8-sig").read()
+        value.encode()
+    except (OSError, ValueError) as error:
+        raise ArgumentTypeError(f"the text cannot be read: {error}") from None
+    return value.strip()
+
+
+OPTIONS = {"model": "lightning-v2", "ws_url": "", "output": "output.wav", "timeout": 30}
+# How the string of a setting is read, and what it means.
+SETTINGS = {
+    "text": (read_text, "what to say, or - for standard input"),
+    "voice_id": (str, "a voice of the model, such as ryan"),
+    "sample_rate": (partial(read_number, int, 8000, 48000), "Hz, a whole number from 8000 to 48000"),
+    "speed": (partial(read_number, float, 0.1, 5.0), "a factor from 0.1 to 5.0"),
+    "language": (str, "a language code, such as en"),
+    "consistency": (partial(read_number, float, 0.0, 1.0), "0.0 to 1.0: lower where words are skipped"),
+    "similarity": (partial(read_number, float, 0.0, 1.0), "0.0 to 1.0: how close to the reference voice"),
+    "enhancement": (partial(read_number, float, 0.0, 2.0), "0.0 to 2.0: better sound, but a later start"),
+    "model": (str, "lightning-v2, or a later one, such as lightning_v3.1"),
+    "ws_url": (str, "wss://host or ws://host; it takes the path of the model, if it has none"),
+    "output": (str, "a file, or - for standard output"),
+    "timeout": (partial(read_number, float, 0.1, 3600.0), "seconds without audio before it gives up"),
+}
+NOT_SET = "(<[A-Z ]+>)?"  # nothing, or a placeholder
+
+
+def read_variables():
+    """Return what the environment or, behind it, the file .env sets; placeholders set nothing."""
+    variables = {}
+    if os.path.isfile(".env"):  # a virtual environment may have that name
+        with open(".env", encoding="utf-8-sig") as file:
+            for name, value in re.findall(r"(?m)^\s*(?:export\s+)?(\w+)\s*=[ \t]*(.*)", file.read()):
+                if re.match("['\"]", value):
+                    variables[name] = " ".join(shlex.split(value, comments=True))
+                else:
+                    variables[name] = re.sub(r"(^|\s)#.*", "", value).strip()
+    for name, value in os.environ.items():
+        if value.strip():
+            variables[name] = value.strip()
+    return {name: value for name, value in variables.items() if not re.fullmatch(NOT_SET, value)}
+
+
+def read_settings(argv):
+    """Return every setting, checked; if one is wrong or missing, say so and exit with 2."""
+    parser = ArgumentParser(usage="%(prog)s [options]", description=__doc__, add_help=False)
+    parser.formatter_class = RawDescriptionHelpFormatter
+    group = parser.add_argument_group("options")  # the parser's own would import shutil at every start
+    group.add_argument("-h", "--help", action="help", help="show this and exit")
+    try:
+        variables = read_variables()
     except (OSError, ValueError) as error:
         parser.error(f".env cannot be read: {error}")
-    settings, problems = {}, []
-    for name, default in SETTINGS.items():
-        variable = "SMALLEST_" + name.upper()
-        found = [source.get(variable) for source in sources]
-        found.append(default if isinstance(default, str) else json.dumps(default))
-        value = next((v for v in found if v and not re.fullmatch("<(TEXT|VOICE|AUTH TOKEN)>", v)), "")
-        try:
-            if name == "text" and value == found[0] == "-":
-                value = sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n")
-            settings[name] = parse(name, value) if value or name in ("api_key", "text", "voice_id") else ""
-        except (AttributeError, OSError, SpeechError, ValueError):
-            shown = "missing" if not value else "wrong" if name == "api_key" else f"{clean(value)!a}"
-            problems.append(f"{variable} is {shown}; allowed: {ALLOWED.get(name, 'like the default')}.")
-    if problems:
-        parser.error("\n".join(problems).replace(settings.get("api_key", "<>"), "[API key]"))
+    defaults = {**OPTIONS, **PAYLOAD}
+    for name, (kind, meaning) in SETTINGS.items():
+        if name in defaults:  # a field may have been taken out of PAYLOAD
+            flags = ["--" + name.replace("_", "-")]
+            if name == "output":
+                flags += ["-o"]
+            variable = "SMALLEST_" + name.upper()
+            value = variables.get(variable, str(defaults[name]))
+            words = meaning + " (default: %(default)a)"
+            group.add_argument(*flags, metavar=variable, type=kind, default=value, help=words)
+    settings, unknown = parser.parse_known_args(argv)
+    if unknown:  # only the flags are shown, as the rest may be a key
+        flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+        shown = " ".join(flags) or "a word without a flag"
+        parser.error(clean(f"the API key goes into SMALLEST_API_KEY, and this is not known: {shown}"))
+    settings.api_key = variables.get("SMALLEST_API_KEY", API_KEY)
+    required = ("API_KEY", "TEXT", "VOICE_ID")
+    missing = [name for name in required if re.fullmatch(NOT_SET, getattr(settings, name.lower()))]
+    if missing:
+        variables = ["SMALLEST_" + name for name in missing]
+        parser.error(f"edit {', '.join(missing)} at the top of the script, or set {', '.join(variables)}")
+    try:
+        settings.api_key = check_access(settings.ws_url or V2_URL, settings.api_key)
+    except SpeechError as error:
+        parser.error(str(error))
     return settings
 
 
-def say(line, end="\n"):
+def choose_model(settings):
+    """Return the URL and the payload that the model asks for."""
+    url = V2_URL
+    foreign = ["model"]
+    if settings.model not in ("lightning-v2", "lightning_v2"):
+        url = LIVE_URL
+        foreign = ["consistency", "similarity", "enhancement"]
+    fields = {"model": "", **PAYLOAD}
+    payload = {name: getattr(settings, name, fields[name]) for name in fields if name not in foreign}
+    own = settings.ws_url
+    if own.rstrip("/").count("/") == 2:  # a host alone: the path is that of the model
+        own = re.sub("wss?://[^/]+", own.rstrip("/"), url)
+    return own or url, payload
+
+
+def say(line):
     """Print to standard error; one that is closed or that nobody reads must cost no audio."""
     with suppress(OSError):
         if sys.stderr:  # print() would take standard output in its place
-            print(line, end=end, file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
 
 def speak(settings, wav):
     """Stream the speech into the file, and report the figures."""
-    url, payload = V2_URL, {name: settings[name] for name in PAYLOAD}
-    if settings["model"] not in ("lightning-v2", "lightning_v2"):
-        url, payload["model"] = LIVE_URL, settings["model"]
-        for name in "consistency", "similarity", "enhancement":  # of V2 alone
-            payload.pop(name, None)
+    url, payload = choose_model(settings)
+    gaps = 0
+    waited = 0.0
+    heard_until = 0.0
     started = perf_counter()
-    ws = connect(settings["ws_url"] or url, settings["api_key"], settings["timeout"])
+    ws = connect(url, settings.api_key, settings.timeout)
     sent = perf_counter()
-    say(f"Connection: {(sent - started) * 1000:.1f} ms")
-    gaps, waited, heard_until, is_terminal = 0, 0.0, 0.0, sys.stderr and sys.stderr.isatty()
+    say("Connection: %.1f ms" % ((sent - started) * 1000))
     for chunks, pcm in enumerate(stream_speech(ws, payload), 1):
         last = perf_counter() - sent
         if chunks == 1:
-            say(f"TTFB: {last * 1000:.1f} ms")
+            say("TTFB: %.1f ms" % (last * 1000))
         elif last > heard_until:
-            gaps, waited = gaps + 1, waited + last - heard_until
-        wav.append(pcm)
+            gaps += 1
+            waited += last - heard_until
         heard_until = max(heard_until, last) + len(pcm) / wav.byte_rate
-        if is_terminal:
-            say(f"Received: {wav.size / wav.byte_rate:.1f} s of audio", end="\r")  # the next line is longer
-    say(f"Last chunk: {last * 1000:.1f} ms, real-time factor {last * wav.byte_rate / wav.size:.3f}")
-    say(f"Complete: {(perf_counter() - sent) * 1000:.1f} ms")
+        wav.append(pcm)
+    seconds = wav.size / wav.byte_rate
+    say("Last chunk: %.1f ms, real-time factor %.3f" % (last * 1000, last / seconds))
+    say("Complete: %.1f ms" % ((perf_counter() - sent) * 1000))
     ws.close(timeout=0)
     wav.finish()
-    playback = f"{gaps} gap{'s' * (gaps > 1)}, {waited:.2f} s in all" if gaps else "gapless"
-    say(f"Audio: {wav.size / wav.byte_rate:.2f} s in {chunks} chunk{'s' * (chunks > 1)}, {playback}")
-    say(f"Saved: {wav.path} ({(wav.size + 44) / 1000:.1f} kB)")
+    playback = "%d gaps, %.2f s in all" % (gaps, waited) if gaps else "gapless"
+    say("Audio: %.2f s in %d chunks, %s" % (seconds, chunks, playback))
+    say(f"Saved: {wav.path}")
 
 
 def main(argv=None):
     """Run with these arguments, or the command line's, and return the exit code."""
-    wav, code = None, 1
+    wav = None
+    code = 1
     try:
         settings = read_settings(argv)
-        wav = WavFile(settings["output"], settings["sample_rate"])
+        wav = WavFile(settings.output, settings.sample_rate)
         speak(settings, wav)
         return 0
     except SpeechError as error:
-        fault = str(error).replace(settings["api_key"], "[API key]")
-        if "WEBSOCKET_CLIENT_CA_BUNDLE" in fault:
-            fault += f" It is {os.environ.get('WEBSOCKET_CLIENT_CA_BUNDLE', 'not set')} now."
-        if RETIRED in fault:
-            fault += " Here: --model lightning_v3.1 --voice-id magnus."
+        fault = str(error).replace(settings.api_key, "[API key]")
     except OSError as error:
-        fault = f"{wav.path if wav else settings['output']} cannot be written: {error}."
+        fault = f"The output cannot be written: {error}."
         code = 1 if wav else 2
     except KeyboardInterrupt:
-        fault, code = "Interrupted before the speech was complete.", 130
+        fault = "Interrupted before the speech was complete."
+        code = 130
     say(fault)
     if wav and wav.abandon():
-        say(f"Kept: {wav.partial} holds {wav.size / wav.byte_rate:.2f} s of audio.")
+        say("Kept: %s holds %.2f s of audio." % (wav.partial, wav.size / wav.byte_rate))
     return code
 
 

@@ -5,6 +5,9 @@
 
 COMMAND finds the server, a key and, unless they are set already, a voice and a text in its
 environment; its exit code becomes this program's. The voice is eSpeak NG's.
+
+"complete" comes at once after the last audio; the hosted service waits 4 s for more text. A request
+with "complete_backoff_ms": 4000 waits here as well.
 """
 
 import _ctypes
@@ -33,9 +36,10 @@ V2_PATH = "/waves/v1/lightning-v2/get_speech/stream"
 LIVE_PATH = "/waves/v1/tts/live"
 PATHS = [V2_PATH, "/api/v1/lightning-v2/get_speech/stream", LIVE_PATH]
 
-# Each voice is one of eSpeak's variants; the two endpoints have catalogues of their own.
-V2_VOICES = {"emily": "f5", "ryan": "m3", "arman": "m5", "mia": "f2"}
-LIVE_VOICES = {"magnus": "m1", "olivia": "f4", "sophia": "f1", "meher": "f3"}
+# Each voice is one of eSpeak's variants; the two endpoints have catalogues of their own. Variants with
+# breath (f2, f3, f5) would sound different each time: it is noise.
+V2_VOICES = {"emily": "f1", "ryan": "m3", "arman": "m5", "mia": "f4"}
+LIVE_VOICES = {"magnus": "m1", "olivia": "f4", "sophia": "f1", "meher": "steph"}
 ACCENTS = {"en": "en-us", "auto": "en-us", "no": "nb", "zh": "cmn"}
 SHARED_LANGUAGES = "en hi mr kn ta bn gu de fr es it pl nl ru ar".split()
 V2_LANGUAGES = [*SHARED_LANGUAGES, "he"]
@@ -209,7 +213,7 @@ async def serve_client(connection, voice):
                     session["external_" + name] = request[name]
             request = check_request(request, live, pending)
             buffered += request["text"]
-            if not (buffered or request["continue"] or request["flush"]):
+            if not (buffered or pending or request["flush"] or request["continue"]):
                 raise RequestError("text must not be empty")
         except asyncio.TimeoutError:
             if not flush_after:
@@ -231,7 +235,7 @@ async def serve_client(connection, voice):
                     await send("chunk", data={"audio": base64.b64encode(pcm).decode()})
         if not request["continue"]:
             await asyncio.sleep(request["complete_backoff_ms"] / 1000)
-            await send("complete")
+            await send("complete", **({} if live else {"message": "All chunks sent", "done": True}))
 
 
 # --- The program --------------------------------------------------------------
@@ -256,10 +260,10 @@ async def run_server(port, command):
                     print(f"{command[0]} cannot be run: {error.strerror}.", file=sys.stderr)
                     return 127
                 return await process.wait()
-            print(f"Serving until Ctrl-C. In another terminal:\n  export SMALLEST_WS_URL={base}{V2_PATH}")
+            print(f"Serving until Ctrl-C. In another terminal:\n  export SMALLEST_WS_URL={base}")
             print(f"  export SMALLEST_API_KEY={KEY}\n  export SMALLEST_VOICE_ID=emily")
             print(f"Voices: {', '.join(V2_VOICES)}. Languages: {', '.join(V2_LANGUAGES)}.")
-            print(f"Later models: {base}{LIVE_PATH} with the voices {', '.join(LIVE_VOICES)}.", flush=True)
+            print(f"With --model {MODELS[0]} the voices are {', '.join(LIVE_VOICES)}.", flush=True)
             return await server.serve_forever()
 
 
@@ -267,7 +271,9 @@ def describe_environment(base):
     """Return the environment in which a command finds the server."""
     environment = {"SMALLEST_VOICE_ID": "emily", "SMALLEST_TEXT": TEXT}
     environment.update({name: value for name, value in os.environ.items() if value})
-    return {**environment, "SMALLEST_WS_URL": base + V2_PATH, "SMALLEST_API_KEY": KEY}
+    exempt = environment.get("no_proxy") or environment.get("NO_PROXY")
+    environment["no_proxy"] = f"{exempt},127.0.0.1" if exempt else "127.0.0.1"
+    return {**environment, "SMALLEST_WS_URL": base, "SMALLEST_API_KEY": KEY}
 
 
 def main():

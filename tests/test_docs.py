@@ -1,5 +1,6 @@
 """The README, --help, .env.example, the requirements and the script say the same."""
 
+import fnmatch
 import re
 import runpy
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from conftest import ROOT, SCRIPT
+from conftest import ROOT, SCRIPT, clean_environment
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -17,6 +18,13 @@ def script():
     return runpy.run_path(str(SCRIPT))
 
 
+@pytest.fixture(scope="module")
+def defaults(script):
+    """Return the default of every setting, in the order of --help."""
+    known = {"api_key": script["API_KEY"], **script["PAYLOAD"], **script["OPTIONS"]}
+    return {name: known[name] for name in ["api_key", *script["SETTINGS"]]}
+
+
 def table(heading, number=0):
     """Return a table under a heading, row by row, without its head."""
     text = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
@@ -24,52 +32,48 @@ def table(heading, number=0):
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
 
 
-def test_readme_and_help_list_every_setting(script):
-    text = subprocess.check_output([sys.executable, str(SCRIPT), "--help"], text=True)
+def test_readme_and_help_list_every_setting(script, defaults):
+    text = subprocess.check_output([sys.executable, str(SCRIPT), "--help"], text=True, env=clean_environment())
     shown = " ".join(text.split())
     rows = {variable.strip("`"): rest for variable, *rest in table("Settings")}
-    assert list(rows) == ["SMALLEST_" + name.upper() for name in script["SETTINGS"]]
-    for (variable, (flags, default, allowed)), (name, value) in zip(
-        rows.items(), script["SETTINGS"].items(), strict=True
-    ):
-        assert allowed == script["ALLOWED"].get(name, "like the default")
-        assert default == (f"`{value}`" if value != "" else "that of the model")
+    assert list(rows) == ["SMALLEST_" + name.upper() for name in defaults]
+    for (variable, (flags, default, meaning)), (name, value) in zip(rows.items(), defaults.items(), strict=True):
+        assert default == (f"`{value}`" if value != "" else "the hosted service")
         if name != "api_key":
+            kind, words = script["SETTINGS"][name]
             assert f"`--{name.replace('_', '-')}`" in flags and ("`-o`" in flags) == (name == "output")
             assert f"--{name.replace('_', '-')} {variable}" in shown
-            assert f"{allowed} (default: {value!r})" in shown
+            assert meaning.startswith(words) and f"{words} (default: '{value}')" in shown
+            assert not hasattr(kind, "args") or "{1} to {2}".format(*kind.args) in meaning
 
 
-def test_dotenv_example_has_every_setting(script):
+def test_dotenv_example_has_every_setting(defaults):
     lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
-    found = [line for line in lines if "=" in line]
-    assert found == [
-        ("" if name in ("api_key", "text", "voice_id") else "#") + f"SMALLEST_{name.upper()}={value}"
-        for name, value in script["SETTINGS"].items()
-    ]
+    required = [f"SMALLEST_{name.upper()}={defaults[name]}" for name in ("api_key", "text", "voice_id")]
+    others = [f"#SMALLEST_{name.upper()}={value}" for name, value in list(defaults.items())[3:]]
+    assert [line for line in lines if "=" in line] == required + others
 
 
-def test_help_and_readme_have_the_same_exit_codes(script):
+def test_readme_speaks_of_the_script_as_it_is(script):
+    """Of its exit codes, its messages, its placeholders and its package."""
     manual = script["__doc__"][script["__doc__"].index("Exit codes: ") :].replace("\n", " ")
     for code, meaning, _ in table("When something goes wrong"):
         assert f"{code} {meaning.partition(' (')[0]}" in manual
-
-
-def test_every_symptom_is_a_message_of_the_script(script):
     source = SCRIPT.read_text(encoding="utf-8")
     for symptoms, _ in table("When something goes wrong", 1):
         for symptom in re.findall("`(.+?)`", symptoms):
-            advised = any(re.search(pattern, symptom) for pattern in script["ADVICE"] if pattern)
-            assert advised or symptom in source or symptom == "CERTIFICATE_VERIFY_FAILED", symptom
-
-
-def test_package_is_the_only_one_and_the_same_everywhere():
-    source, requirements = SCRIPT.read_text(encoding="utf-8"), (ROOT / "requirements.txt").read_text()
-    names = {re.match("[a-z-]+", line).group() for line in requirements.splitlines() if line[0] != "#"}
-    assert names == {"websocket-client"} == set(re.findall(r'dependencies = \["([a-z-]+)', source))
+            status = re.fullmatch(r"status (\d+)", symptom)
+            assert (status.group(1) if status else symptom) in source, symptom
+    for placeholder in "<TEXT>", "<VOICE>", "<AUTH TOKEN>":
+        assert source.count(placeholder) == 1 and f"| `{placeholder}` |" in README
+    requirements = (ROOT / "requirements.txt").read_text().splitlines()
+    assert {re.match("[a-z-]+", line).group() for line in requirements if line[0] != "#"} == {"websocket-client"}
+    assert "--with websocket-client" in README and "pip install websocket-client" in source
 
 
 def test_visible_top_level():
-    product = {"ws_streaming_api.py", "README.md", "requirements.txt", "tests"}
-    visible = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
-    assert visible - {"__pycache__", "output.wav"} == product
+    """But for what git ignores, such as the files that the README's own lines make."""
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()]
+    names = [path.name for path in ROOT.iterdir() if not path.name.startswith(".")]
+    visible = {name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)}
+    assert visible == {"ws_streaming_api.py", "README.md", "requirements.txt", "tests"}
