@@ -99,7 +99,7 @@ def advise(url, status, fault):
 
 def check_access(url, api_key):
     """Return the key, fit for a header; raise SpeechError, which repeats neither, for a wrong URL or key."""
-    if not re.fullmatch(r"(?a)wss?://([\w.-]+|\[[\w:.]+\])(:\d{1,5})?(/[!-~]*)?", url):
+    if not re.fullmatch(r"(?a)wss?://([\w.-]+|\[[\w:.]+\])(:\d{1,5})?(/[!-~]*)?", url):  # host, port, path
         raise SpeechError("The URL has to be wss://host/path, or ws://host/path, without user and password.")
     if re.match(r"(?i)ws://([^/]*\.)?smallest\.ai\b", url):
         raise SpeechError("The URL would send the API key in the clear: use wss://.")
@@ -126,7 +126,7 @@ def stream_speech(ws: WebSocket, payload: dict) -> Generator[bytes, None, None]:
     """
     if getattr(ws, "is_speaking", False):
         ws.shutdown()  # or the rest of the last speech would be heard as this one
-    setattr(ws, "is_speaking", True)
+    setattr(ws, "is_speaking", True)  # an attribute that the library does not declare
     timeout = ws.gettimeout()
     pcm = b""
     rest = b""
@@ -189,7 +189,7 @@ def read_message(frame):
     if status == "error" or message.get("error"):
         advice = RETIRED if b"DEPRECATED" in frame else "Check the payload, or connect again later."
         raise SpeechError(f"The service reports an error: {clean(frame)}. {advice}")
-    return pcm, status == "complete" or message.get("done")
+    return pcm, (status == "complete" or message.get("done"))
 
 
 # --- Down to here it is for copying into a program of your own ------------------------------------------
@@ -219,7 +219,7 @@ class WavFile:
         self.write_header(0xFFFFFFFF - 36)  # the largest: until the end
 
     def write_header(self, pcm_size):
-        parts = 16, 1, 1, self.byte_rate // 2, self.byte_rate, 2, 16, b"data", pcm_size
+        parts = 16, 1, 1, self.byte_rate // 2, self.byte_rate, 2, 16, b"data", pcm_size  # PCM, mono, 16 bits
         self.file.write(struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", pcm_size + 36, b"WAVEfmt ", *parts))
 
     def append(self, pcm):
@@ -344,7 +344,7 @@ def read_settings(argv):
 
 
 def choose_model(settings):
-    """Return the URL and the payload that the model asks for."""
+    """Return the URL of the model, and the payload without fields that are foreign to it."""
     url = V2_URL
     foreign = ["model"]
     if settings.model not in ("lightning-v2", "lightning_v2"):
@@ -370,7 +370,7 @@ def speak(settings, wav):
     url, payload = choose_model(settings)
     gaps = 0
     waited = 0.0
-    heard_until = 0.0
+    heard_until = 0.0  # when a player that began with the first chunk would run dry
     started = perf_counter()
     ws = connect(url, settings.api_key, settings.timeout)
     sent = perf_counter()
