@@ -33,7 +33,7 @@ def does(action, *arguments, pause=None):
 
 
 def says(*fields, **more):
-    """Return a peer that sends one message: a status and a message, as an error has them, or any fields."""
+    """Return what sends one message: a status and a message, as an error has them, or any fields."""
     return does("json", {**dict(zip(("status", "message"), fields, strict=False)), **more})
 
 
