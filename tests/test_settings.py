@@ -165,9 +165,9 @@ def test_all_that_is_missing_is_named_at_once(run, server, tmp_path, with_dotenv
         shutil.copy(ROOT / ".env.example", tmp_path / ".env")
     names = ["API_KEY", "TEXT", "VOICE_ID"]
     variables = ["SMALLEST_" + name for name in names]
-    result, unset = run(env=dict.fromkeys(variables)), dict.fromkeys(["SMALLEST_TEXT"])
+    result = run(env=dict.fromkeys(variables))
     assert problem(result) == f"edit {', '.join(names)} at the top of the script, or set {', '.join(variables)}"
-    assert run(server=server, env=unset, script=edit_constant("text", "Edited.", tmp_path)).code == 0
+    assert run(server=server, env={"SMALLEST_TEXT": None}, script=edit_constant("text", "Edited.", tmp_path)).code == 0
     assert server.peers[0].payload == {**DEFAULTS, "text": "Edited."}
 
 
@@ -199,7 +199,7 @@ def test_another_field_is_one_line_and_one_that_is_taken_out_is_not_sent(run, se
     script = edit_script(tmp_path, ('    "consistency": 0.5,\n', lines))
     assert run(server=server, script=script).code == 0
     sent = {name: value for name, value in {**DEFAULTS, **more}.items() if name != "consistency"}
-    assert server.peers[0].payload == sent and type(server.peers[0].payload["flush"]) is bool
+    assert json.dumps(server.peers[0].payload, sort_keys=True) == json.dumps(sent, sort_keys=True)
     assert "not known: --consistency" in problem(run("--consistency", "1", server=server, script=script))
 
 
@@ -239,7 +239,7 @@ def test_wrong_value(run, server, old_output, name, value, words, way):
         assert said == f"argument --{name.replace('_', '-')}: {str(value)!r} {words}"
     else:
         assert said.endswith(words) and (not value or value not in said) and "S3cret" not in said
-    assert server.connections == 0 and (old_output / "output.wav").read_bytes() == b"old"
+    assert server.connections == 0 and [path.read_bytes() for path in old_output.glob("output*")] == [b"old"]
 
 
 WORD = "a word without a flag"
