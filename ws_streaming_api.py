@@ -1,26 +1,29 @@
 #!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.6"
+# dependencies = ["websocket-client"]
+# ///
 """Turn text into speech over a WebSocket with Smallest AI's Lightning V2.
 
     python ws_streaming_api.py --text "Hello." --voice-id ryan
 
 The audio is written to a WAV file as it arrives: 16-bit little-endian mono PCM.
 
-A setting is taken from its flag, else its environment variable, else the file
-.env in the working directory, else the top of this script. The API key has only
-a variable, SMALLEST_API_KEY: other users can read a command line.
+A setting is taken from its flag, else its variable (SMALLEST_VOICE_ID for
+--voice-id) in the environment or in the file .env, else the top of this script.
+The API key has only a variable: other users can read a command line.
 
 Exit codes: 0 the whole audio is there; 1 the run failed; 2 a setting is wrong,
 found before anything was sent; 130 interrupted. What arrived before a failure
-is kept in output.partial.wav. Times count from the sending of the payload.
+is kept in a file of this run's own, such as output.partial-1a2b3c4d.wav.
 """
 
 import base64
 import json
 import os
 import re
-import shlex
-import struct
 import sys
+import wave
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from contextlib import suppress
 from functools import partial
@@ -28,9 +31,9 @@ from time import perf_counter
 from typing import Generator
 
 try:
-    from websocket import ABNF, WebSocket, WebSocketException, WebSocketTimeoutException, create_connection
+    from websocket import ABNF, WebSocket, WebSocketException, WebSocketTimeoutException
 except (ImportError, SyntaxError):  # SyntaxError: an old package of that name
-    sys.exit("websocket-client is missing. Run: pip uninstall websocket; pip install websocket-client")
+    sys.exit("websocket-client is missing. Run: python -m pip install --force-reinstall websocket-client")
 
 API_KEY = "<AUTH TOKEN>"
 TEXT = "<TEXT>"
@@ -48,148 +51,161 @@ PAYLOAD = {
     "enhancement": 1,
 }
 
-V2_URL = "wss://api.smallest.ai/waves/v1/lightning-v2/get_speech/stream"
-LIVE_URL = "wss://api.smallest.ai/waves/v1/tts/live"  # of every later model
-RETIRED = f"Lightning V2 is retired: use model lightning_v3.1, voice magnus, at {LIVE_URL}, or check the URL."
+HOST = "wss://api.smallest.ai"
+V2_PATH = "/waves/v1/lightning-v2/get_speech/stream"
+LIVE_PATH = "/waves/v1/tts/live"  # of every later model
+SECRET = r"sk_[^\s\"']+"  # an API key in words from outside
 
 
 class SpeechError(Exception):
-    """The speech is not whole: one line with what happened and what to do."""
+    """The speech is not whole: one line says what happened.
 
-
-def connect(url: str, api_key: str, timeout: float = 30) -> WebSocket:
-    """Return an open WebSocket; the key is in its handshake, as a Bearer token, and nowhere else.
-
-    `timeout` is in seconds, for each step of the handshake and then for stream_speech(). Raises SpeechError.
+    `status` is that of a refused handshake (0: none came), the code of a close (1005: it had none), or None.
     """
-    header = ["Authorization: Bearer " + check_access(url, api_key)]
-    status = 0
+
+    def __init__(self, text, status=None):
+        super().__init__(text)
+        self.status = status
+
+
+class Connection(WebSocket):
+    """A WebSocket for one speech, which can be read to its end after the service has gone."""
+
+    secret = SECRET
+    is_used = False
+
+    def send(self, payload, opcode=ABNF.OPCODE_TEXT):
+        """Send, but let a failure pass: the library answers a ping or a close before it returns what came."""
+        with suppress(OSError, WebSocketException):
+            return super().send(payload, opcode)
+        return 0
+
+
+def connect(url: str, api_key: str, timeout: float = 30) -> Connection:
+    """Return an open connection for one speech; the key is in its handshake and nowhere else.
+
+    `url` is whole, such as HOST + LIVE_PATH. The key is sent as Bearer, unless it begins with "Token ".
+    `timeout`, in seconds, holds for each step of the handshake, then for stream_speech(). Raises SpeechError.
+    """
+    scheme, key = check_access(url, api_key)
+    ws = Connection(skip_utf8_validation=True)  # json.loads() checks it; the library would, byte by byte
+    ws.secret = f"{re.escape(key)}|{SECRET}"
+    ws.settimeout(timeout)
+    status = None
+    reason = "no reason given"
     try:
-        # A redirect would take the key along. json.loads() checks UTF-8; the library would, byte by byte.
-        ws = create_connection(url, timeout, header=header, redirect_limit=0, skip_utf8_validation=True)
-        if ws.getstatus() != 101:
-            raise WebSocketException("Redirect")
-        return ws
+        ws.connect(url, header=[f"Authorization: {scheme} {key}"], redirect_limit=0)  # or the key goes along
     except (OSError, WebSocketException) as error:
-        fault = clean(error)
-        status = getattr(error, "status_code", 0)
-        if status:
-            body = getattr(error, "resp_body", None) or "no reason given"
-            fault = f"the handshake was refused with status {status}, {clean(body)}"
-    except (LookupError, TypeError, ValueError):  # the words may quote the password of a proxy
-        fault = "the URL, a proxy's, or an answer cannot be read"
-    where = clean(url.partition("?")[0])
-    raise SpeechError(f"No connection to {where}: {fault}. {advise(url, status, fault)}")
-
-
-def advise(url, status, fault):
-    """Return what to do about a handshake that failed."""
-    if status in (404, 410) and "/lightning-v2/" in url:
-        return RETIRED
-    if status in (401, 403):
-        return "Check the API key: missing, mistyped, of another product, or past its usage limit."
-    if status == 429 or status >= 500:
-        return "Try again later: the service is busy or at fault."
-    if "Redirect" in fault:
-        return "The API key does not follow a redirect: if you trust where it leads, use that URL."
-    if re.search("certificate|X509|Permission", fault):
-        return "Check the host's name, your clock, and the file that WEBSOCKET_CLIENT_CA_BUNDLE names."
-    return "Check the URL, the network and, where https_proxy is set, the proxy, its user and its password."
+        status = getattr(error, "status_code", None)
+        reason = getattr(error, "resp_body", None) or (reason if status else error)
+    except Exception:  # of an odd answer or proxy; the words may hold a proxy's password
+        reason = "the URL, a proxy's, or an answer cannot be read"
+    status = status or ws.getstatus() or 0
+    if status == 101:
+        return ws
+    ws.shutdown()
+    fault = f"the handshake was refused with status {status}, " if status else ""
+    raise SpeechError(f"No connection to {url.partition('?')[0]}: {fault}{clean(reason, ws.secret)}.", status)
 
 
 def check_access(url, api_key):
-    """Return the key, fit for a header; raise SpeechError, which repeats neither, for a wrong URL or key."""
+    """Return the scheme and the key; raise SpeechError, which repeats neither, for a wrong URL or key."""
     if not re.fullmatch(r"(?a)wss?://([\w.-]+|\[[\w:.]+\])(:\d{1,5})?(/[!-~]*)?", url):  # host, port, path
         raise SpeechError("The URL has to be wss://host/path, or ws://host/path, without user and password.")
     if re.match(r"(?i)ws://([^/]*\.)?smallest\.ai\b", url):
         raise SpeechError("The URL would send the API key in the clear: use wss://.")
-    if not re.fullmatch("[!-~]+", api_key.strip()):
-        raise SpeechError("The API key is empty, or is not printable ASCII without blanks.")
-    return api_key.strip()
+    access = re.fullmatch(r"(?:(Bearer|Token) )?([!#-&(-~]+)", api_key.strip())  # ASCII, but no " and no '
+    if not access:
+        raise SpeechError("The API key is empty, in quotation marks, or not printable ASCII without blanks.")
+    return access.groups("Bearer")
 
 
-def clean(words):
+def clean(words, secret=SECRET):
     """Return words from outside as a short line, without API keys, control characters and a full stop."""
     text = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
-    text = re.sub(r"\bsk_[^\s\"']+", "[API key]", text)
+    text = re.sub(secret, "[API key]", text)
     text = "".join(letter if letter.isprintable() else " " for letter in text)
-    if len(text) > 300:  # cut at a blank, never within a key
-        text = text[:300].rpartition(" ")[0]
-    return text.rstrip(" .")
+    return text[:300].rstrip(" .")
 
 
-def stream_speech(ws: WebSocket, payload: dict) -> Generator[bytes, None, None]:
+def stream_speech(ws: Connection, payload: dict) -> Generator[bytes, None, None]:
     """Send a payload and yield the speech as it arrives: 16-bit little-endian mono PCM, in whole samples.
 
-    After that `ws` is open for another payload, if the service allows it. After a SpeechError (an error, a
-    close, damaged audio, or none for the timeout of `ws`) and after a caller who stops early, it is shut.
+    Nothing is sent before the first next(); `ws` is shut at every end. Raises SpeechError for an error that
+    the service reports, a close, a loss, damaged audio, and where none comes for the timeout of `ws`.
     """
-    if getattr(ws, "is_speaking", False):
-        ws.shutdown()  # or the rest of the last speech would be heard as this one
-    setattr(ws, "is_speaking", True)  # an attribute that the library does not declare
+    if ws.is_used:  # or the rest of the last text could be heard as this one
+        raise SpeechError("This connection has been given a text. Connect again.")
+    ws.is_used = True
     timeout = ws.gettimeout()
-    pcm = b""
+    size = 0
     rest = b""
-    try:
-        with suppress(OSError, WebSocketException):  # the service may have said why it hung up
-            ws.send(json.dumps(payload))
-        for chunk in receive_audio(ws, timeout or 1e6):  # without a timeout, days
-            pcm = rest + chunk
-            rest = pcm[len(pcm) // 2 * 2 :]  # a chunk may end within a sample
-            yield pcm[: len(pcm) // 2 * 2]
-        if not pcm:
-            raise SpeechError("The service ended the speech without any audio. Check the text and the voice.")
-        if rest:
-            raise SpeechError("The service ended the speech without whole audio. Connect again.")
-        setattr(ws, "is_speaking", False)
-    except WebSocketTimeoutException:
-        raise SpeechError(f"No audio came for {timeout} s. Connect again, or allow more time.") from None
-    except (OSError, WebSocketException) as error:
-        raise SpeechError(f"The connection was lost in mid-speech: {clean(error)}. Connect again.") from None
-    finally:
-        ws.settimeout(timeout)
-        if getattr(ws, "is_speaking", True):
-            ws.shutdown()
-
-
-def receive_audio(ws, timeout):
-    """Yield the PCM of every message up to the last; raise SpeechError for a close."""
-    deadline = perf_counter() + timeout
     is_last = False
-    while not is_last:
-        remaining = deadline - perf_counter()
-        if remaining <= 0:  # a ping, or a message without audio, is no progress
-            raise WebSocketTimeoutException
+    try:
+        ws.send(json.dumps(payload))
+        while not is_last:
+            chunk, is_last = receive_chunk(ws, timeout)
+            size += len(chunk)
+            pcm = rest + chunk
+            whole = len(pcm) // 2 * 2
+            rest = pcm[whole:]  # a chunk may end within a sample
+            if whole:
+                yield pcm[:whole]
+        if rest or not size:
+            raise SpeechError(f"The service ended the speech after {size} bytes of PCM, no whole speech.")
+        ws.close(timeout=0)
+    finally:
+        ws.shutdown()
+
+
+def receive_chunk(ws, timeout):
+    """Return the next PCM, and whether it is the last; raise SpeechError for every other end."""
+    started = perf_counter()
+    remaining = timeout
+    said = ""  # the last message without audio, which may say why there is no more
+    while remaining > 0:  # a ping, or a message without audio, is no progress
         ws.settimeout(remaining)
-        opcode, frame = ws.recv_data(control_frame=True)
+        try:
+            opcode, frame = ws.recv_data(control_frame=True)
+        except WebSocketTimeoutException:
+            break
+        except Exception as error:  # whatever TLS makes of an abort(), too
+            raise SpeechError(f"The connection was lost in mid-speech: {clean(error)}{said}.") from None
         if opcode == ABNF.OPCODE_CLOSE:
-            code = int.from_bytes(frame[:2], "big")
-            reason = clean(frame[2:] or "no reason given")
-            advice = "Check the API key and its limits." if code == 1008 else "Connect again."
-            raise SpeechError(f"The service hung up in mid-speech: close code {code}, {reason}. {advice}")
+            code = int.from_bytes(frame[:2], "big") or 1005
+            reason = clean(frame[2:] or "no reason given", ws.secret)
+            raise SpeechError(f"The service hung up in mid-speech: close code {code}, {reason}{said}.", code)
         if opcode < ABNF.OPCODE_CLOSE:  # above it are pings and pongs
-            pcm, is_last = read_message(frame)
-            if pcm:
-                yield pcm
-                deadline = perf_counter() + timeout
+            pcm, is_last = read_message(frame, ws.secret)
+            if pcm or is_last:
+                return pcm, is_last
+            said = f", after {clean(frame, ws.secret)}"
+        remaining = timeout - (perf_counter() - started)
+    raise SpeechError("No audio came for %.1f s%s." % (perf_counter() - started, said))
 
 
-def read_message(frame):
+def read_message(frame, secret):
     """Return the PCM in a message, and whether it is the last; raise SpeechError for an error or damage."""
+    # By Smallest AI's reference "audio" is in "data", and "complete" the end. Clients of V2 met the others.
     try:
         message = json.loads(frame)
-        # By the reference "audio" is in "data"; clients of the hosted V2 saw the end in "payload" or "done".
-        for part in ("payload", "data"):
-            if isinstance(message.get(part), dict):
-                message = {**message[part], **message}
-        pcm = base64.b64decode(message.get("audio") or "", validate=True)
+        pcm = base64.b64decode(find(message, "audio") or "", validate=True)
     except (AttributeError, TypeError, ValueError, RecursionError):
-        raise SpeechError(f"What came is not JSON with base64 audio, check the URL: {clean(frame)}") from None
-    status = message.get("status")
-    if status == "error" or message.get("error"):
-        advice = RETIRED if b"DEPRECATED" in frame else "Check the payload, or connect again later."
-        raise SpeechError(f"The service reports an error: {clean(frame)}. {advice}")
-    return pcm, (status == "complete" or message.get("done"))
+        raise SpeechError(f"What came is not JSON with base64 audio: {clean(frame, secret)}.") from None
+    if pcm.startswith(b"RIFF"):
+        raise SpeechError("What came is WAV, not PCM: the payload must not ask for another output format.")
+    status = find(message, "status")
+    if status == "error" or find(message, "error"):
+        raise SpeechError(f"The service reports an error: {clean(frame, secret)}.")
+    return pcm, status in ("complete", "comp") or find(message, "done") is True
+
+
+def find(message, name):
+    """Return a field of a message, or else of its "data", or else of its "payload"."""
+    for part in (message, message.get("data"), message.get("payload")):
+        if isinstance(part, dict) and part.get(name):
+            return part[name]
+    return None
 
 
 # --- Down to here it is for copying into a program of your own ------------------------------------------
@@ -200,7 +216,7 @@ class WavFile:
 
     def __init__(self, path, sample_rate):
         self.path = path
-        self.partial = None
+        self.partial = ""
         self.byte_rate = sample_rate * 2
         self.size = 0
         if path == "-":
@@ -211,133 +227,150 @@ class WavFile:
         elif os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device
             self.file = open(path, "wb")
         else:
-            if os.path.islink(path):  # a link stays one
-                self.path = os.path.realpath(path)
-            self.kept = "{}.partial{}".format(*os.path.splitext(self.path))
-            self.partial = f"{self.kept}-{os.urandom(4).hex()}"
+            stem, extension = os.path.splitext(path)
+            self.partial = f"{stem}.partial-{os.urandom(4).hex()}{extension}"
             self.file = open(self.partial, "xb")
-        self.write_header(0xFFFFFFFF - 36)  # the largest: until the end
-
-    def write_header(self, pcm_size):
-        parts = 16, 1, 1, self.byte_rate // 2, self.byte_rate, 2, 16, b"data", pcm_size  # PCM, mono, 16 bits
-        self.file.write(struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", pcm_size + 36, b"WAVEfmt ", *parts))
+        self.wav = wave.open(self.file, "wb")
+        self.wav.setnchannels(1)
+        self.wav.setsampwidth(2)
+        self.wav.setframerate(sample_rate)
+        if not self.partial:
+            self.wav.setnframes(0x7FFFFFED)  # the largest: the header leaves before the length is known
 
     def append(self, pcm):
-        self.file.write(pcm)
+        """Write PCM so that whoever reads the file finds it at once."""
+        if self.partial:
+            self.wav.writeframes(pcm)
+        else:
+            self.wav.writeframesraw(pcm)
         self.file.flush()
         self.size += len(pcm)
-        if self.partial:
-            self.file.seek(0)
-            self.write_header(self.size)
-            self.file.seek(0, os.SEEK_END)
+
+    def close(self):
+        with suppress(OSError):  # nobody can tell a pipe the length
+            self.wav.close()
+        self.file.close()
 
     def finish(self):
         """Close the whole file and give it its name."""
-        self.file.close()
+        self.close()
         if self.partial:
             os.replace(self.partial, self.path)
 
     def abandon(self):
-        """Close the broken file, and return whether it stays, under the name `partial`, for its audio."""
+        """Close the broken file, remove it if it has no audio, and return whether it is there."""
         with suppress(OSError):  # of a full disk: what the header counts is there
-            self.file.close()
+            self.close()
         if self.partial and not self.size:
-            os.remove(self.partial)
-        elif self.partial:
-            with suppress(OSError):  # on Windows, a player may hold the file of the last failure
-                os.replace(self.partial, self.kept)
-                self.partial = self.kept
-        return self.partial and self.size
+            with suppress(OSError):
+                os.remove(self.partial)
+        return os.path.exists(self.partial)
 
 
-def read_number(kind, low, high, value):
-    """Return the number in a string; a whole one is an int, which a service may insist on."""
-    with suppress(ValueError):
-        number = kind(value)
-        if low <= number <= high:
-            return number if number % 1 else int(number)
-    raise ArgumentTypeError(f"{clean(value)!a} is not a number from {low} to {high}")
+def number_between(kind, low, high):
+    """Return a reader of numbers for argparse; a whole one is an int, which a service may insist on."""
+
+    def read_number(value):
+        with suppress(ValueError):
+            number = kind(value)
+            if low <= number <= high:
+                return number if number % 1 else int(number)
+        raise ArgumentTypeError(f"{value!a} is not a number from {low} to {high}")
+
+    return read_number
+
+
+def read_word(value):
+    """Return what is not empty, without blanks around it."""
+    if not value.strip():
+        raise ArgumentTypeError("it is empty")
+    return value.strip()
 
 
 def read_text(value):
     """Return the text to speak; "-" stands for standard input."""
     try:
         if value == "-":
-            value = open(0, encoding="utf-8-sig").read()
+            with open(0, encoding="utf-8-sig") as file:
+                value = file.read()
         value.encode()
     except (OSError, ValueError) as error:
         raise ArgumentTypeError(f"the text cannot be read: {error}") from None
-    return value.strip()
+    return read_word(value)
 
 
-OPTIONS = {"model": "lightning-v2", "ws_url": "", "output": "output.wav", "timeout": 30}
-# How the string of a setting is read, and what it means.
-SETTINGS = {
-    "text": (read_text, "what to say, or - for standard input"),
-    "voice_id": (str, "a voice of the model, such as ryan"),
-    "sample_rate": (partial(read_number, int, 8000, 48000), "Hz, a whole number from 8000 to 48000"),
-    "speed": (partial(read_number, float, 0.1, 5.0), "a factor from 0.1 to 5.0"),
-    "language": (str, "a language code, such as en"),
-    "consistency": (partial(read_number, float, 0.0, 1.0), "0.0 to 1.0: lower where words are skipped"),
-    "similarity": (partial(read_number, float, 0.0, 1.0), "0.0 to 1.0: how close to the reference voice"),
-    "enhancement": (partial(read_number, float, 0.0, 2.0), "0.0 to 2.0: better sound, but a later start"),
-    "model": (str, "lightning-v2, or a later one, such as lightning_v3.1"),
-    "ws_url": (str, "wss://host or ws://host; it takes the path of the model, if it has none"),
-    "output": (str, "a file, or - for standard output"),
-    "timeout": (partial(read_number, float, 0.1, 3600.0), "seconds without audio before it gives up"),
-}
-NOT_SET = "(<[A-Z ]+>)?"  # nothing, or a placeholder
+class Parser(ArgumentParser):
+    """A parser whose errors repeat no API key."""
+
+    def error(self, message):
+        super().error(clean(message))
 
 
-def read_variables():
-    """Return what the environment or, behind it, the file .env sets; placeholders set nothing."""
-    variables = {}
-    if os.path.isfile(".env"):  # a virtual environment may have that name
+def make_parser():
+    """Return the parser of the command line. A flag is a setting; most are fields of PAYLOAD as well."""
+    layout = partial(RawDescriptionHelpFormatter, width=80)  # to ask the terminal would slow every start
+    parser = Parser(usage="%(prog)s [options]", description=__doc__, formatter_class=layout)
+
+    def add(flags, read, what, default=None):
+        parser.add_argument(*flags.split(), type=read, default=default, help=what + " (default: %(default)a)")
+
+    add("--text", read_text, "what to say, or - for standard input")
+    add("--voice-id", read_word, "a voice of the model, such as ryan")
+    add("--sample-rate", number_between(int, 8000, 48000), "Hz, a whole number from 8000 to 48000")
+    add("--speed", number_between(float, 0.1, 5.0), "a factor from 0.1 to 5.0")
+    add("--language", read_word, "a language code, such as en")
+    add("--consistency", number_between(float, 0.0, 1.0), "0.0 to 1.0: lower where words are skipped")
+    add("--similarity", number_between(float, 0.0, 1.0), "0.0 to 1.0: how close to the reference voice")
+    add("--enhancement", number_between(float, 0.0, 2.0), "0.0 to 2.0: better sound, but a later start")
+    add("--model", read_word, "lightning-v2, or a later one, such as lightning_v3.1", "lightning-v2")
+    add("--ws-url", read_word, "wss://host or ws://host; without a path it takes the model's", HOST)
+    add("--output -o", read_word, "a file, or - for standard output", "output.wav")
+    add("--timeout", number_between(float, 0.1, 3600.0), "seconds without audio before it gives up", 30)
+    return parser
+
+
+def is_set(value):
+    """Return whether a value is neither missing nor a placeholder."""
+    return not re.fullmatch("(<[A-Z ]+>)?", str(value or ""))
+
+
+def read_dotenv():
+    """Yield the names and values of the lines in .env that are for this script; the rest is other tools'."""
+    if os.path.exists(".env") and not os.path.isdir(".env"):  # a virtual environment may have that name
         with open(".env", encoding="utf-8-sig") as file:
-            for name, value in re.findall(r"(?m)^\s*(?:export\s+)?(\w+)\s*=[ \t]*(.*)", file.read()):
-                if re.match("['\"]", value):
-                    variables[name] = " ".join(shlex.split(value, comments=True))
-                else:
-                    variables[name] = re.sub(r"(^|\s)#.*", "", value).strip()
-    for name, value in os.environ.items():
-        if value.strip():
-            variables[name] = value.strip()
-    return {name: value for name, value in variables.items() if not re.fullmatch(NOT_SET, value)}
+            lines = re.findall(r"(?m)^[ \t]*(?:export[ \t]+)?(SMALLEST_\w+)[ \t]*=(.*)", file.read())
+        for name, value in lines:
+            quoted = re.fullmatch(r"\s*([\"'])(.*?)\1\s*(#.*)?", value)
+            if quoted:
+                yield name, quoted.group(2)
+            elif re.match(r"\s*[\"']", value):
+                raise ValueError(f"a quotation mark of {name} is not closed")
+            else:
+                yield name, re.split(r"\s#", value)[0]
 
 
 def read_settings(argv):
-    """Return every setting, checked; if one is wrong or missing, say so and exit with 2."""
-    parser = ArgumentParser(usage="%(prog)s [options]", description=__doc__, add_help=False)
-    parser.formatter_class = RawDescriptionHelpFormatter
-    group = parser.add_argument_group("options")  # the parser's own would import shutil at every start
-    group.add_argument("-h", "--help", action="help", help="show this and exit")
+    """Return every setting, checked, and the payload; if one is wrong or missing, say so and exit with 2."""
+    parser = make_parser()
     try:
-        variables = read_variables()
+        pairs = [*read_dotenv(), *os.environ.items()]
     except (OSError, ValueError) as error:
         parser.error(f".env cannot be read: {error}")
-    defaults = {**OPTIONS, **PAYLOAD}
-    for name, (kind, meaning) in SETTINGS.items():
-        if name in defaults:  # a field may have been taken out of PAYLOAD
-            flags = ["--" + name.replace("_", "-")]
-            if name == "output":
-                flags += ["-o"]
-            variable = "SMALLEST_" + name.upper()
-            value = variables.get(variable, str(defaults[name]))
-            words = meaning + " (default: %(default)a)"
-            group.add_argument(*flags, metavar=variable, type=kind, default=value, help=words)
-    settings, unknown = parser.parse_known_args(argv)
-    if unknown:  # only the flags are shown, as the rest may be a key
-        flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
-        shown = " ".join(flags) or "a word without a flag"
-        parser.error(clean(f"the API key goes into SMALLEST_API_KEY, and this is not known: {shown}"))
-    settings.api_key = variables.get("SMALLEST_API_KEY", API_KEY)
-    required = ("API_KEY", "TEXT", "VOICE_ID")
-    missing = [name for name in required if re.fullmatch(NOT_SET, getattr(settings, name.lower()))]
+    variables = {name: value.strip() for name, value in pairs if is_set(value.strip())}
+    for name in vars(parser.parse_args([])):
+        default = PAYLOAD.get(name, parser.get_default(name))
+        value = variables.get("SMALLEST_" + name.upper(), default)
+        if value is not None:
+            parser.set_defaults(**{name: str(value)})
+    settings = parser.parse_args(argv)
+    settings.api_key = variables.get("SMALLEST_API_KEY", str(API_KEY))
+    required = ["api_key", "text", "voice_id", "sample_rate"]
+    missing = ["SMALLEST_" + name.upper() for name in required if not is_set(getattr(settings, name))]
     if missing:
-        variables = ["SMALLEST_" + name for name in missing]
-        parser.error(f"edit {', '.join(missing)} at the top of the script, or set {', '.join(variables)}")
+        parser.error(f"set {', '.join(missing)}, or edit the top of the script")
+    settings.ws_url, settings.payload = choose_model(settings)
     try:
-        settings.api_key = check_access(settings.ws_url or V2_URL, settings.api_key)
+        check_access(settings.ws_url, settings.api_key)
     except SpeechError as error:
         parser.error(str(error))
     return settings
@@ -345,17 +378,22 @@ def read_settings(argv):
 
 def choose_model(settings):
     """Return the URL of the model, and the payload without fields that are foreign to it."""
-    url = V2_URL
-    foreign = ["model"]
-    if settings.model not in ("lightning-v2", "lightning_v2"):
-        url = LIVE_URL
-        foreign = ["consistency", "similarity", "enhancement"]
-    fields = {"model": "", **PAYLOAD}
-    payload = {name: getattr(settings, name, fields[name]) for name in fields if name not in foreign}
-    own = settings.ws_url
-    if own.rstrip("/").count("/") == 2:  # a host alone: the path is that of the model
-        own = re.sub("wss?://[^/]+", own.rstrip("/"), url)
-    return own or url, payload
+    path = V2_PATH
+    foreign = ["api_key", "ws_url", "output", "timeout"]
+    if re.fullmatch(r"(?i)lightning[\W_]*v2", settings.model):
+        foreign += ["model"]
+    else:
+        path = LIVE_PATH
+        foreign += ["consistency", "similarity", "enhancement"]
+    payload = {}
+    for name in [*PAYLOAD, *vars(settings)]:
+        value = getattr(settings, name, PAYLOAD.get(name))  # a field that has no flag is sent as it stands
+        if value is not None and name not in foreign:
+            payload[name] = value
+    url = settings.ws_url
+    if url.rstrip("/").count("/") == 2:  # a host alone
+        url = url.rstrip("/") + path
+    return url, payload
 
 
 def say(line):
@@ -367,31 +405,42 @@ def say(line):
 
 def speak(settings, wav):
     """Stream the speech into the file, and report the figures."""
-    url, payload = choose_model(settings)
-    gaps = 0
     waited = 0.0
     heard_until = 0.0  # when a player that began with the first chunk would run dry
     started = perf_counter()
-    ws = connect(url, settings.api_key, settings.timeout)
+    ws = connect(settings.ws_url, settings.api_key, settings.timeout)
     sent = perf_counter()
     say("Connection: %.1f ms" % ((sent - started) * 1000))
-    for chunks, pcm in enumerate(stream_speech(ws, payload), 1):
+    for chunks, pcm in enumerate(stream_speech(ws, settings.payload), 1):
         last = perf_counter() - sent
         if chunks == 1:
             say("TTFB: %.1f ms" % (last * 1000))
         elif last > heard_until:
-            gaps += 1
             waited += last - heard_until
         heard_until = max(heard_until, last) + len(pcm) / wav.byte_rate
         wav.append(pcm)
     seconds = wav.size / wav.byte_rate
     say("Last chunk: %.1f ms, real-time factor %.3f" % (last * 1000, last / seconds))
     say("Complete: %.1f ms" % ((perf_counter() - sent) * 1000))
-    ws.close(timeout=0)
     wav.finish()
-    playback = "%d gaps, %.2f s in all" % (gaps, waited) if gaps else "gapless"
-    say("Audio: %.2f s in %d chunks, %s" % (seconds, chunks, playback))
+    gaps = "gaps of %.2f s in all" % waited if waited >= 0.01 else "gapless"
+    say("Audio: %.2f s in %d chunks, %s" % (seconds, chunks, gaps))
     say(f"Saved: {wav.path}")
+
+
+def advise(status, url):
+    """Return what to do about a SpeechError of that status."""
+    if status is None:
+        return "Check the text, the voice and the model, try again, or raise --timeout."
+    if status in (401, 403, 1008):
+        return "Check the API key: missing, mistyped, of another product, or past its usage limit."
+    if status in (404, 410) and url.startswith(HOST + V2_PATH):
+        return "Lightning V2 is retired: use --model lightning_v3.1 --voice-id magnus."
+    if status == 429 or status >= 500:
+        return "Try again later: the service is busy or at fault."
+    if status:
+        return "Check the URL and its path; the API key follows no redirect."
+    return "Check the URL, the network, the proxy of https_proxy, your clock and WEBSOCKET_CLIENT_CA_BUNDLE."
 
 
 def main(argv=None):
@@ -404,8 +453,8 @@ def main(argv=None):
         speak(settings, wav)
         return 0
     except SpeechError as error:
-        fault = str(error).replace(settings.api_key, "[API key]")
-    except OSError as error:
+        fault = f"{error} {advise(error.status, settings.ws_url)}"
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         fault = f"The output cannot be written: {error}."
         code = 1 if wav else 2
     except KeyboardInterrupt:

@@ -1,12 +1,13 @@
 """What the script costs, beside a client written the usual way and beside the least that is possible.
 
-    python tests/benchmark.py            a table in Markdown, after about five minutes
+    python tests/benchmark.py            a table in Markdown, after about four minutes
     python tests/benchmark.py --runs 9   the same with more runs behind each median
 
 The peers take turns, run by run, against one server that sends 1 s of 24 kHz audio a chunk, as
 fast as it is read. "usual" keeps WebSocketApp's callbacks and defaults, collects the chunks in a
-list and joins them at the end; "floor" reads the same bytes from a plain socket and decodes JSON
-and base64, nothing else. Peak memory and CPU seconds are the operating system's, of the whole
+list and joins them at the end; "websockets" loops over that library's synchronous client, as one
+would write it today, and writes each chunk into the file; "floor" reads the same bytes from a plain
+socket and decodes JSON and base64, nothing else. Peak memory and CPU seconds are the operating system's, of the whole
 process with its start; TTFB is from the server's send to the client's report.
 """
 
@@ -87,8 +88,30 @@ while True:
         first = False
 """
 
+WEBSOCKETS = """
+import base64, json, sys, wave
+from websockets.sync.client import connect
+
+with connect(sys.argv[1], additional_headers={"Authorization": "Bearer sk_local"}, max_size=None) as ws:
+    ws.send(json.dumps({"text": "Hello.", "voice_id": "ryan", "sample_rate": 24000}))
+    with wave.open("output.wav", "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(24000)
+        first = True
+        for frame in ws:
+            message = json.loads(frame)
+            if message["status"] == "complete":
+                break
+            if first:
+                print("TTFB:", file=sys.stderr, flush=True)
+                first = False
+            file.writeframes(base64.b64decode(message["data"]["audio"]))
+"""
+
 PEERS = {
     "usual": [PYTHON, "-c", USUAL],
+    "websockets": [sys.executable, "-c", WEBSOCKETS],
     "script": [PYTHON, SCRIPT, "--ws-url"],
     "floor": [PYTHON, "-c", FLOOR],
 }
@@ -165,6 +188,7 @@ def measure(server, peer, seconds):
         "wall": ended - started,
         "ttfb": reported - first_send,
         "start": first_byte - started,
+        "wait": reported - started,
     }
 
 
@@ -183,12 +207,14 @@ def median(values):
     return (values[len(values) // 2] + values[(len(values) - 1) // 2]) / 2
 
 
-def row(name, usual, script, floor, shown):
-    ratios = [
-        f"1/{base / script:.1f}" if base > 2 * script else f"{script / base:.2f}" if base else ""
-        for base in (usual, floor)
-    ]
-    return "| " + " | ".join([name, *(shown(figure) for figure in (usual, script, floor)), *ratios]) + " |"
+def row(name, figures, key, shown):
+    """Return a line of the table: the figure of every peer, and what that of the script is of two others."""
+    cells = [shown(figures[peer][key]) if peer in figures else "not run" for peer in PEERS]
+    script = figures["script"][key]
+    for base in "usual", "floor":
+        ratio = script / figures[base][key] if base in figures else 0
+        cells.append("" if not ratio else f"1/{1 / ratio:.1f}" if ratio < 0.5 else f"{ratio:.2f}")
+    return "| " + " | ".join([name, *cells]) + " |"
 
 
 def main():
@@ -209,8 +235,8 @@ def main():
 
 
 def report(server, runs):
-    ten = median_of_turns(server, ["usual", "script", "floor"], 10 * MINUTE, runs)
-    first = median_of_turns(server, ["usual", "script", "floor"], 1, 3 * runs)
+    ten = median_of_turns(server, PEERS, 10 * MINUTE, runs)
+    first = median_of_turns(server, PEERS, 1, 3 * runs)
 
     def seconds(figure):
         return f"{figure:.2f} s"
@@ -219,25 +245,22 @@ def report(server, runs):
         return f"{figure * 1000:.1f} ms"
 
     def mebibytes(figure):
-        return f"{figure:.1f} MiB" if figure else "not run"
+        return f"{figure:.1f} MiB"
 
-    print("| figure | usual client | this script | floor | of usual | of floor |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| figure | usual client | `websockets` | this script | floor | of usual | of floor |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, figures, key, shown in (
         ("CPU for 10 min of audio", ten, "cpu", seconds),
         ("wall time for 10 min of audio", ten, "wall", seconds),
         ("added to TTFB", first, "ttfb", milliseconds),
         ("start to first byte sent", first, "start", milliseconds),
+        ("start to first audio", first, "wait", milliseconds),
     ):
-        print(row(name, *(figures[peer][key] for peer in ("usual", "script", "floor")), shown), flush=True)
-    for name, length, peers in (
-        ("peak memory, 1 min", MINUTE, ["usual", "script", "floor"]),
-        ("peak memory, 1 h", HOUR, ["usual", "script", "floor"]),
-        ("peak memory, 10 h", 10 * HOUR, ["script", "floor"]),
-    ):
+        print(row(name, figures, key, shown), flush=True)
+    lean = [peer for peer in PEERS if peer != "usual"]
+    for name, length, peers in (("1 min", MINUTE, PEERS), ("1 h", HOUR, PEERS), ("10 h", 10 * HOUR, lean)):
         figures = median_of_turns(server, peers, length, 1 if length == HOUR else runs)
-        usual = figures["usual"]["memory"] if "usual" in figures else 0
-        print(row(name, usual, figures["script"]["memory"], figures["floor"]["memory"], mebibytes), flush=True)
+        print(row("peak memory, " + name, figures, "memory", mebibytes), flush=True)
     today = datetime.date.today().isoformat()
     print(f"\nPython {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}, {today}; {runs} runs.")
 

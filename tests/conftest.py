@@ -1,9 +1,10 @@
 """What the tests share: they run the script as a person does, as a process in a folder of its own."""
 
+import functools
 import os
 import re
 import signal
-import stat
+import ssl
 import subprocess
 import sys
 import wave
@@ -12,6 +13,7 @@ from time import perf_counter
 from types import SimpleNamespace
 
 import pytest
+import trustme
 
 from scripted_server import ScriptedServer
 
@@ -22,7 +24,8 @@ PYTHON = os.environ.get("SCRIPT_PYTHON", sys.executable)
 KEY = "sk_9ab.Cd~77/xyz+Q"
 V2_PATH = "/waves/v1/lightning-v2/get_speech/stream"
 LIVE_PATH = "/waves/v1/tts/live"
-RETIRED = "Lightning V2 is retired: use model lightning_v3.1, voice magnus, at wss://.*, or check the URL"
+STRICT = {"PYTHONWARNINGS": "error"}  # a socket or a file that is left open is an error
+HOST_LINE = 'HOST = "wss://api.smallest.ai"'
 
 
 def clean_environment(**variables):
@@ -32,9 +35,16 @@ def clean_environment(**variables):
     return {**kept, **{name: value for name, value in variables.items() if value is not None}}
 
 
+@functools.lru_cache
+def library_version():
+    code = "import websocket; print(websocket.__version__)"
+    out = subprocess.check_output([PYTHON, "-c", code], text=True)
+    return tuple(map(int, out.strip().split(".")[:2]))
+
+
 def environment_for(server, **variables):
     """Return an environment with the three required settings, for a server with a `url`."""
-    required = {"SMALLEST_API_KEY": KEY, "SMALLEST_VOICE_ID": "ryan", "SMALLEST_TEXT": "Hello."}
+    required = {"SMALLEST_API_KEY": KEY, "SMALLEST_VOICE_ID": "ryan", "SMALLEST_TEXT": "Hello.", **STRICT}
     return clean_environment(**{**required, "SMALLEST_WS_URL": server.url if server else None, **variables})
 
 
@@ -86,9 +96,9 @@ def run(tmp_path):
     return run_script
 
 
-def run_program(code, folder):
+def run_program(code, folder, **variables):
     """Run a program that imports the script, or a module in the folder, and return its Run."""
-    env = clean_environment(PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1")
+    env = clean_environment(PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1", **STRICT, **variables)
     return finish(start(env=env, cwd=folder, script="-c" + code))
 
 
@@ -110,15 +120,6 @@ def read_wav(path):
         return file.readframes(file.getnframes()), file.getframerate()
 
 
-def make_device(folder, name, minor):
-    """Return a device of the test's own: a broken script that root runs would replace the machine's."""
-    try:
-        os.mknod(folder / name, stat.S_IFCHR | 0o666, os.makedev(1, minor))
-    except PermissionError:
-        return f"/dev/{name}"
-    return name
-
-
 @pytest.fixture
 def old_output(tmp_path):
     """Return the folder that the script runs in, with an output that no failure may touch."""
@@ -131,14 +132,19 @@ def check_fault(result, folder, words, kept=b"", code=1):
     lines = [line for line in result.lines if not line.startswith(("Connection: ", "TTFB: "))]
     assert result.code == code, result.err
     assert re.search(words, lines[0]), result.err
-    assert all(line.isprintable() and len(line) < 500 for line in result.err.split("\n"))
+    assert all(line.isprintable() and len(line) < 600 for line in result.err.split("\n"))
     assert not re.search(r"\.\.( |$)", lines[0])
     assert result.seconds < 5
     assert (folder / "output.wav").read_bytes() == b"old"
-    if kept:
-        assert lines[1:] == [f"Kept: output.partial.wav holds {len(kept) / 48000:.2f} s of audio."]
-        assert read_wav(folder / "output.partial.wav") == (kept, 24000)
-    assert len(lines) == len(list(folder.glob("output*"))) == (2 if kept else 1)
+    partials = partial_files(folder)
+    assert lines[1:] == [f"Kept: {path.name} holds {len(kept) / 48000:.2f} s of audio." for path in partials]
+    assert [read_wav(path) for path in partials] == ([(kept, 24000)] if kept else [])
+    assert len(list(folder.glob("output*"))) == 1 + len(partials)
+
+
+def partial_files(folder):
+    """Return the files of runs that are not whole; every run has digits of its own."""
+    return [path for path in folder.iterdir() if re.fullmatch(r"output\.partial-[0-9a-f]{8}\.wav", path.name)]
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +152,27 @@ def lightning():
     """Return tests/lightning_server.py, running: its `url`, its `live_url` and its `key`."""
     command = [sys.executable, "-u", str(SERVER), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment(), text=True)
-    _, url, key = (process.stdout.readline().strip().rpartition("=")[2] for _ in range(3))
-    yield SimpleNamespace(url=url, live_url=url + LIVE_PATH, key=key)
+    printed = [process.stdout.readline() for _ in range(5)]
+    settings = dict(re.match(r"  (?:export|set) SMALLEST_(\w+)='?(.*?)'?$", line).groups() for line in printed[1:])
+    url = settings["WS_URL"]
+    yield SimpleNamespace(url=url, live_url=url + LIVE_PATH, key=settings["API_KEY"], printed=printed)
     process.terminate()
     process.communicate()
+
+
+class Authority(trustme.CA):
+    """A throw-away authority, whose certificate is in `file`."""
+
+    def context(self, host, **options):
+        """Return the server's side of TLS for a host."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.issue_cert(host, **options).configure_cert(context)
+        return context
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    ca = Authority()
+    ca.file = str(tmp_path_factory.mktemp("authority") / "ca.pem")
+    ca.cert_pem.write_to_path(ca.file)
+    return ca

@@ -7,7 +7,8 @@ COMMAND finds the server, a key and, unless they are set already, a voice and a 
 environment; its exit code becomes this program's. The voice is eSpeak NG's.
 
 "complete" comes at once after the last audio; the hosted service waits 4 s for more text. A request
-with "complete_backoff_ms": 4000 waits here as well.
+with "complete_backoff_ms": 4000 waits here as well. The live endpoint then closes the connection,
+unless the text came in pieces or with "flush"; that of V2 leaves it open.
 """
 
 import _ctypes
@@ -24,6 +25,9 @@ from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
 
+if sys.version_info < (3, 10):  # noqa: UP036 - before the packages, which older ones do not have
+    sys.exit("The local server needs Python 3.10 or later.")
+
 import espeakng_loader
 import numpy
 import soxr
@@ -38,8 +42,9 @@ PATHS = [V2_PATH, "/api/v1/lightning-v2/get_speech/stream", LIVE_PATH]
 
 # Each voice is one of eSpeak's variants; the two endpoints have catalogues of their own. Variants with
 # breath (f2, f3, f5) would sound different each time: it is noise.
-V2_VOICES = {"emily": "f1", "ryan": "m3", "arman": "m5", "mia": "f4"}
+V2_VOICES = {"emily": "f1", "ryan": "m3", "arman": "m5", "mia": "f4", "aditi": "steph", "felix": "m7", "ashley": "f1"}
 LIVE_VOICES = {"magnus": "m1", "olivia": "f4", "sophia": "f1", "meher": "steph"}
+LIVE_VOICES.update(kaitlyn="f4", liam="m7", avery="f1")
 ACCENTS = {"en": "en-us", "auto": "en-us", "no": "nb", "zh": "cmn"}
 SHARED_LANGUAGES = "en hi mr kn ta bn gu de fr es it pl nl ru ar".split()
 V2_LANGUAGES = [*SHARED_LANGUAGES, "he"]
@@ -118,8 +123,10 @@ async def stream_voice(voice, text, name, speed, sample_rate):
         return resampled.round().clip(-32768, 32767).astype("<i2").tobytes()
 
     try:
-        while (samples := await slices.get()) is not None:
+        samples = await slices.get()
+        while samples is not None:
             yield resample(samples)
+            samples = await slices.get()
         await spoken
         yield resample(numpy.zeros(0), last=True)
     finally:
@@ -133,7 +140,7 @@ def refuse(connection, request):
     """Answer the handshake with an HTTP error if path or key are wrong, else with nothing."""
     if urlsplit(request.path).path not in PATHS:
         return respond(connection, HTTPStatus.NOT_FOUND, "Cannot GET " + request.path)
-    if request.headers.get("Authorization") != "Bearer " + KEY:
+    if request.headers.get("Authorization") not in ("Bearer " + KEY, "Token " + KEY):
         return respond(connection, HTTPStatus.UNAUTHORIZED, "Invalid or missing API key")
     return None
 
@@ -167,6 +174,9 @@ def check_request(request, live, pending):
     for name, kind in ("text", str), ("continue", bool), ("flush", bool):
         if not isinstance(request[name], kind):
             raise RequestError(f"{name} must be a {kind.__name__}")
+    if isinstance(request.get("speed"), str):  # as some clients send it
+        with contextlib.suppress(ValueError):
+            request["speed"] = float(request["speed"])
     for name, (least, most, default) in (LIVE_NUMBERS if live else V2_NUMBERS).items():
         number = request.setdefault(name, default)
         if isinstance(number, bool) or not isinstance(number, int | float) or not least <= number <= most:
@@ -193,24 +203,29 @@ def read_idle_seconds(query):
     return seconds if seconds > 0 else 60.0
 
 
-async def serve_client(connection, voice):
+async def serve_client(connection, voice, pace):
     """Speak for one client until it goes, or until it has been idle for `?timeout=` seconds."""
     url = urlsplit(connection.request.path)
     live, idle = url.path == LIVE_PATH, read_idle_seconds(url.query)
-    session = {"session_id": str(uuid.uuid4())} if live else {}
+    ids = {"session_id": str(uuid.uuid4())} if live else {}
     buffered, pending = "", {}
 
     async def send(status, **fields):
-        await connection.send(json.dumps({**session, "request_id": request_id, "status": status, **fields}))
+        await connection.send(json.dumps({**ids, "status": status, **fields}))
 
     while True:
-        request_id = str(uuid.uuid4())
+        ids["request_id"] = str(uuid.uuid4())
         flush_after = pending.get("max_buffer_flush_ms", 0) / 1000 if buffered else 0
         try:
             request = parse_request(await asyncio.wait_for(connection.recv(), flush_after or idle))
+            if request.get("type") == "ping":
+                await connection.send('{"type": "pong"}')
+                continue
+            if not live:
+                ids["request_id"] = request.get("request_id", ids["request_id"])
             for name in "session_id", "request_id":
-                if name in request:
-                    session["external_" + name] = request[name]
+                if live and name in request:
+                    ids["external_" + name] = request[name]
             request = check_request(request, live, pending)
             buffered += request["text"]
             if not (buffered or pending or request["flush"] or request["continue"]):
@@ -224,24 +239,32 @@ async def serve_client(connection, voice):
             await send("error", message=str(error))
             buffered, pending = "", {}
             continue
+        is_plain = not (pending or request["continue"] or request["flush"])
         pending = request if request["continue"] else {}
         if request["continue"] and not request["flush"]:
             continue
         text, buffered = buffered, ""
+        if request["flush"] and not text:
+            continue
         if text.strip():
             chunks = stream_voice(voice, text, request["voice"], request["speed"], int(request["sample_rate"]))
+            due = asyncio.get_running_loop().time()
             async for pcm in chunks:
                 if pcm:
                     await send("chunk", data={"audio": base64.b64encode(pcm).decode()})
+                    due += len(pcm) / 2 / request["sample_rate"]
+                    await asyncio.sleep(pace * (due - asyncio.get_running_loop().time()))
         if not request["continue"]:
             await asyncio.sleep(request["complete_backoff_ms"] / 1000)
             await send("complete", **({} if live else {"message": "All chunks sent", "done": True}))
+            if live and is_plain:
+                return
 
 
 # --- The program --------------------------------------------------------------
 
 
-async def run_server(port, command):
+async def run_server(port, command, pace):
     """Serve on 127.0.0.1 until the command ends, or for ever without one; return the exit code."""
     with ThreadPoolExecutor(1) as executor:  # eSpeak speaks for one at a time
         with load_voice() as (_, rate):
@@ -249,7 +272,7 @@ async def run_server(port, command):
 
         async def handler(connection):
             with contextlib.suppress(ConnectionClosed):  # the client is free to go at any moment
-                await serve_client(connection, voice)
+                await serve_client(connection, voice, pace)
 
         async with serve(handler, "127.0.0.1", port, process_request=refuse, max_size=2**24) as server:
             base = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -260,8 +283,11 @@ async def run_server(port, command):
                     print(f"{command[0]} cannot be run: {error.strerror}.", file=sys.stderr)
                     return 127
                 return await process.wait()
-            print(f"Serving until Ctrl-C. In another terminal:\n  export SMALLEST_WS_URL={base}")
-            print(f"  export SMALLEST_API_KEY={KEY}\n  export SMALLEST_VOICE_ID=emily")
+            print("Serving until Ctrl-C. In another terminal:")
+            word, mark = ("set", "") if sys.platform == "win32" else ("export", "'")  # cmd keeps quotation marks
+            settings = {"WS_URL": base, "API_KEY": KEY, "VOICE_ID": "emily", "TEXT": TEXT}
+            for name, value in settings.items():
+                print(f"  {word} SMALLEST_{name}={mark}{value}{mark}")
             print(f"Voices: {', '.join(V2_VOICES)}. Languages: {', '.join(V2_LANGUAGES)}.")
             print(f"With --model {MODELS[0]} the voices are {', '.join(LIVE_VOICES)}.", flush=True)
             return await server.serve_forever()
@@ -280,13 +306,17 @@ def main():
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--port", type=int, help="port to serve on (default: 8765, or a free one for COMMAND)")
+    parser.add_argument("--pace", action="store_true", help="send the audio as fast as it is spoken, not at once")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="what to run, and its arguments, after --")
     arguments = parser.parse_args()
     port = arguments.port if arguments.port is not None else 0 if arguments.command else 8765
     try:
-        return asyncio.run(run_server(port, arguments.command))
+        return asyncio.run(run_server(port, arguments.command, arguments.pace))
     except KeyboardInterrupt:
         return 130
+    except (OSError, OverflowError) as error:
+        print(f"There is no serving on port {port}: {error}.", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
 """Whatever happens: one line, the right exit code, the audio kept, the old output untouched, no key."""
 
+import base64
 import json
 import os
 import re
 import resource
 import signal
 import socket
-import struct
 import subprocess
 import threading
 import time
 
 import pytest
-from websockets.frames import Opcode
+from websockets.frames import Frame, Opcode
 
-from conftest import KEY, RETIRED, check_fault, environment_for, finish, make_device, read_wav, start
-from scripted_server import PCM, ScriptedServer, say
+from conftest import KEY, check_fault, environment_for, finish, partial_files, read_wav, start
+from scripted_server import PCM, ScriptedServer, refusal, say
+from test_connection import CHECK_KEY, LATER
 
 HOSTILE = "\x1b[31mred\x1b[0m\r\nnew line\u202eright to left\x9b31m\x07" + "x" * 3_000_000
 
@@ -41,28 +42,30 @@ def text(data):
 
 
 PING, KEEPALIVE = b"\x89\0", b'\x81\x17{"status": "keepalive"}'
-NO_AUDIO = r"No audio came for 0\.7 s"
-LOST = r"The connection was lost in mid-speech: .*\. Connect again\.$"
-DAMAGED = "not JSON with base64 audio, check the URL: "
+NO_AUDIO = r"No audio came for 0\.[78] s"
+KEPT_ALIVE = NO_AUDIO + r', after {"status": "keepalive"}\.'
+LOST = r"The connection was lost in mid-speech: "
+DAMAGED = "not JSON with base64 audio: "
+AGAIN = r"Check the text, the voice and the model, try again, or raise --timeout\.$"
+WAV = b"RIFF\x24\0\0\0WAVEfmt " + PCM
 
 # name, what the service does once it has the payload, words that the user reads
 AFTER_PAYLOAD = [
-    ("error message", says(status="error", message="Voice not found"), "error: .*Voice not found.*Check the payload"),
-    ("error string", says(status="error", error="Voice not found"), "error: .*Voice not found"),
+    ("error message", says(status="error", message="Voice not found"), f"error: .*Voice not found.* {AGAIN}"),
     ("error object", says(status="error", error={"message": "Broke", "code": "E42"}), "Broke.*E42"),
-    ("error of V2", says(status="error", error_code="MODEL_DEPRECATED"), f"DEPRECATED.*{RETIRED}"),
-    ("error without status", says(error="Concurrency limit"), "error: .*Concurrency limit"),
+    ("error of V2", says(error="invalid_parameter", message="voice_id is required"), "error: .*voice_id is required"),
     ("error in payload", says(payload={"status": "error", "message": "Broke"}), "reports an error: .*Broke"),
-    ("close", does("close", 1011, "out of memory."), r"hung up .*: close code 1011, out of memory\. Connect again\.$"),
-    ("close without a word", does("close", 1000), "close code 1000, no reason given. Connect again"),
-    ("close for ever", does("close", 1008, "no"), r"close code 1008, no\. Check the API key and its limits\.$"),
-    ("reset", lambda peer: (time.sleep(0.2), peer.reset()), LOST),  # it throws away what is on its way
-    ("end", lambda peer: peer.sock.shutdown(socket.SHUT_RDWR), LOST),
-    ("silence", does("wait"), NO_AUDIO),
-    ("pings only", does("frame", Opcode.PING, b"still here", pause=0.1), NO_AUDIO),
-    ("flood of pings", does("send", PING * 10_000, pause=0), NO_AUDIO),
-    ("keep-alive only", does("json", {"status": "keepalive"}, pause=0.1), NO_AUDIO),
-    ("flood of keep-alives", does("send", KEEPALIVE * 10_000, pause=0), NO_AUDIO),
+    ("error beside nothing", says(status=None, data={"error": "Broke"}), "reports an error: .*Broke"),
+    ("close", does("close", 1011, "out of memory."), f"hung up .*: close code 1011, out of memory. {LATER}"),
+    ("close without a word", does("close", 1000), f"close code 1000, no reason given. {LATER}"),
+    ("close without a code", does("frame", Opcode.CLOSE, b""), f"close code 1005, no reason given. {LATER}"),
+    ("close for ever", does("close", 1008, "no"), f"close code 1008, no. {CHECK_KEY}"),
+    ("reset", lambda peer: (time.sleep(0.2), peer.reset()), f"{LOST}.*{AGAIN}"),  # it throws away what is on its way
+    ("end", lambda peer: peer.sock.shutdown(socket.SHUT_RDWR), f"{LOST}.*{AGAIN}"),
+    ("silence", does("wait"), rf"{NO_AUDIO}\. {AGAIN}"),
+    ("a ping, then silence", lambda peer: (time.sleep(0.5), peer.send(PING), peer.wait()), rf"{NO_AUDIO}\. "),
+    ("flood of pings", does("send", PING * 10_000, pause=0), rf"{NO_AUDIO}\. "),
+    ("flood of keep-alives", does("send", KEEPALIVE * 10_000, pause=0), KEPT_ALIVE),
     ("empty chunks only", does("chunk", b"", pause=0.1), NO_AUDIO),
     ("frame that stops", does("send", b"\x81\x7f\x7f" + b"\xff" * 7 + b"{"), NO_AUDIO),
     ("not JSON", text(b"<html>Bad gateway</html>"), DAMAGED + "<html>Bad gateway</html>"),
@@ -73,7 +76,9 @@ AFTER_PAYLOAD = [
     ("audio a number", says(status="chunk", data={"audio": 5}), DAMAGED),
     ("not base64", says(status="chunk", data={"audio": "????"}), DAMAGED),
     ("audio of complete damaged", says(status="complete", data={"audio": 5}), DAMAGED),
+    ("WAV in a chunk", does("chunk", WAV), "What came is WAV, not PCM: the payload must not ask for another"),
     ("escapes and megabytes", says(status="error", message=HOSTILE), "31mred"),
+    ("words without a blank", text(b'{"error":"' + b"x" * 500), 'audio: {"error":"x{290}\\. '),
     ("the key in an error", says(status="error", message=f"Key {KEY} is old"), "Key .API key. is old"),
     ("the key in a close reason", does("close", 1008, f"bad {KEY}"), "bad .API key."),
     ("the key at the cut", text(b"x" * 295 + b" " + KEY.encode() * 3), "x{295}"),
@@ -87,52 +92,92 @@ def test_fault_after_payload(run, old_output, chunks, then, words):
     check_fault(result, old_output, words, kept=PCM if chunks else b"")
 
 
-@pytest.mark.parametrize(
-    ("chunks", "words"),
-    [([], "any"), ([b""], "any"), ([b"\0"], "whole"), ([PCM, b"\0"], "whole")],
-)
-def test_complete_is_not_believed_without_whole_audio(run, old_output, chunks, words):
+@pytest.mark.parametrize("chunks", [[], [b""], [b"\0"], [PCM, b"\0"]])
+def test_complete_is_not_believed_without_whole_audio(run, old_output, chunks):
     result = run(play=say(*chunks))
-    check_fault(result, old_output, f"ended the speech without {words} audio", PCM if PCM in chunks else b"")
+    words = f"ended the speech after {len(b''.join(chunks))} bytes of PCM, no whole speech. {AGAIN}"
+    check_fault(result, old_output, words, PCM if PCM in chunks else b"")
 
 
-def test_words_of_a_service_that_hangs_up_before_the_payload(run, old_output):
-    def play(peer):
-        peer.accept()
-        peer.json({"status": "error", "message": "Concurrency limit"})
-        peer.reset()
+def test_seconds_of_silence_are_those_that_passed(run, old_output):
+    """A message that trickles restarts the library's clock, and a lost network ends it early."""
 
-    with ScriptedServer(play) as server:
+    def trickles(peer):
+        for piece in KEEPALIVE[:9], KEEPALIVE[9:18], KEEPALIVE[18:]:
+            time.sleep(0.4)
+            peer.send(piece)
+
+    result = run("--timeout", "0.7", play=say(then=trickles))
+    check_fault(result, old_output, r'No audio came for 1\.[23] s, after {"status": "keepalive"}\.')
+
+
+ERRORS = [{"type": "error", "message": "Broke"}, {"errors": [{"message": "Broke"}]}]
+ERRORS += [{"success": False, "message": "Broke"}, {"error_code": "E42", "message": "Broke"}]
+
+
+ENDS = {NO_AUDIO: does("wait"), "hung up .* 1011, no reason given": does("close", 1011)}
+ENDS[LOST + ".*"] = lambda peer: peer.sock.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(("began", "end"), ENDS.items())
+@pytest.mark.parametrize("error", ERRORS)
+def test_words_of_an_error_that_nobody_has_seen(run, old_output, error, began, end):
+    """They stand behind what happened next, and not where audio came after them."""
+    result = run("--timeout", "0.7", play=say(PCM, then=lambda peer: (peer.json(error), end(peer))))
+    check_fault(result, old_output, f"{began}, after {re.escape(json.dumps(error))}", kept=PCM)
+    later = say(then=lambda peer: (peer.json(error), peer.chunk(PCM), peer.close(1011)))
+    assert "after" not in run("-o", "other.wav", play=later).err
+
+
+def hangs_up_before_the_payload(peer):
+    peer.accept()
+    peer.close(1008, "No credit")
+
+
+def reports_before_the_payload(peer):
+    peer.accept()
+    peer.json({"status": "error", "message": "No credit"})
+
+
+def breaks_behind_pings_and_audio(peer):
+    peer.hear()
+    audio = json.dumps({"data": {"audio": base64.b64encode(PCM[:480]).decode()}}).encode()
+    frame = Frame(Opcode.TEXT, audio).serialize(mask=False)
+    peer.send((PING * 20 + frame) * 10)  # in one segment, or what is still to be sent is lost on the way
+
+
+GONE = {hangs_up_before_the_payload: "close code 1008, No credit", reports_before_the_payload: "error: .*No credit"}
+GONE[breaks_behind_pings_and_audio] = LOST
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["ws", "wss"])
+@pytest.mark.parametrize("play", GONE)
+def test_what_came_from_a_service_that_is_gone(run, old_output, authority, play, tls):
+    """Its answers to what the script sends would be errors, before what has arrived is read."""
+    play_and_go = lambda peer: (play(peer), peer.sock.close())  # noqa: E731
+    env = {"WEBSOCKET_CLIENT_CA_BUNDLE": authority.file}
+    with ScriptedServer(play_and_go, tls=authority.context("127.0.0.1") if tls else None) as server:
         for _ in range(5):
-            check_fault(run(server=server), old_output, "Concurrency limit")
+            kept = PCM[:480] * 10 if play is breaks_behind_pings_and_audio else b""
+            check_fault(run(server=server, env=env), old_output, GONE[play], kept=kept)
+            for partial in partial_files(old_output):
+                partial.unlink()
 
 
-@pytest.mark.parametrize("before_the_cut", [250, 1, 5, 16])
-def test_key_of_another_form_is_not_repeated(run, before_the_cut):
-    """Not in part either, where the service's words are cut at 300 characters."""
-    key, message = "on-premises/key+1", {"status": "error", "message": "{}Key {} is old"}
-    before = 300 - before_the_cut - json.dumps(message).index("{}K") - len("Key ")
-    message["message"] = message["message"].format("x" * before, key)
-    result = run(play=say(then=does("json", message)), env={"SMALLEST_API_KEY": key})
-    assert ("Key [API key] is old" in result.err) == (before_the_cut == 250) and "reports an error" in result.err
-    assert "on-" not in result.err
+LICENSE = "on-premises/key+1"
 
 
-def test_end_is_not_waited_for(run):
-    """The script says goodbye with a close frame, and does not wait for a peer that never answers it."""
-    seen = []
-
-    def goodbye(peer):
-        peer.complete()
-        sent = time.perf_counter()
-        seen.append(peer.next_frame(Opcode.CLOSE).data)
-        peer.wait()
-        seen.append(time.perf_counter() - sent)
-
-    with ScriptedServer(say(PCM, then=goodbye)) as server:
-        assert run(server=server).code == 0
-        wait_for(lambda: len(seen) == 2)
-    assert seen[0] == struct.pack("!H", 1000) and seen[1] < 1.5
+@pytest.mark.parametrize("given", [LICENSE, f"Token {LICENSE}", f"Bearer {LICENSE}"])
+def test_license_key_is_not_repeated(run, given):
+    """It has no sk_; not in part either, where the service's words are cut at 300 characters."""
+    words = json.dumps({"message": f"Key {LICENSE} of Token {LICENSE}"})
+    plays = [refusal(status, body=words.encode()) for status in (302, 401, 403, 404, 429, 500)]
+    plays += [say(then=text(words.encode())), say(then=lambda peer: peer.close(1008, f"No {LICENSE}"))]
+    plays += [say(then=text(words.replace("message", "error").encode())), say(then=text(LICENSE.encode()))]
+    plays += [say(then=text(b'{"error":"' + b"x" * size + LICENSE.encode())) for size in (270, 274, 280, 289, 290)]
+    for play in plays:
+        result = run("--timeout", "0.3", play=play, env={"SMALLEST_API_KEY": given})
+        assert result.code == 1 and "on-" not in result.err and "key+1" not in result.err, result.err
 
 
 def wait_for(condition):
@@ -161,7 +206,7 @@ def test_interrupted(old_output, when):
 
 def arrived(folder, pcm):
     """Return whether there is a partial file that is a WAV of just this PCM."""
-    paths = [path for path in folder.glob("output.partial*") if path.stat().st_size == 44 + len(pcm)]
+    paths = [path for path in partial_files(folder) if path.stat().st_size == 44 + len(pcm)]
     return any(read_wav(path) == (pcm, 24000) for path in paths)
 
 
@@ -176,8 +221,8 @@ def test_killed_in_the_middle(tmp_path):
             wait_for(lambda: arrived(tmp_path, whole))  # noqa: B023
             process.kill()
             process.communicate()
-        (partial,) = tmp_path.iterdir()
-        assert read_wav(partial) == (whole, 24000)
+        (partial,) = partial_files(tmp_path)
+        assert read_wav(partial) == (whole, 24000) and len(list(tmp_path.iterdir())) == 1
         partial.unlink()
 
 
@@ -187,7 +232,7 @@ SPEECHES = {"one": [b"\1\0" * 9000, b"\1\0" * 7000], "two": [b"\2\0" * 8000, b"\
 @pytest.mark.parametrize("broken", [[], ["one"], ["one", "two"]])
 def test_two_runs_at_once(tmp_path, broken):
     """Each writes a file of its own, and says of that file alone what became of it."""
-    both, results = threading.Barrier(2), {}
+    both = threading.Barrier(2)
 
     def play(peer):
         first, last = SPEECHES[peer.hear()["text"]]
@@ -199,25 +244,28 @@ def test_two_runs_at_once(tmp_path, broken):
 
     with ScriptedServer(play) as server:
         processes = {text: start(env=environment_for(server, SMALLEST_TEXT=text), cwd=tmp_path) for text in SPEECHES}
-        for text, process in processes.items():
-            results[text] = finish(process)
-    for name, ended in ("output.wav", set(SPEECHES) - set(broken)), ("output.partial.wav", set(broken)):
-        heard = read_wav(tmp_path / name)[0] if ended else None
-        assert heard in ([b"".join(SPEECHES[text]) for text in ended] or [None])
-        for text in ended:
-            assert results[text].code == (1 if text in broken else 0)
-            assert results[text].lines[-1].startswith(f"Kept: {name}" if text in broken else f"Saved: {name}")
-    assert len(list(tmp_path.iterdir())) == 1 + (len(broken) == 1)
+        results = {text: finish(process) for text, process in processes.items()}
+    for text, result in results.items():
+        word, name = result.lines[-1].split()[:2]
+        assert (result.code, word) == ((1, "Kept:") if text in broken else (0, "Saved:"))
+        possible = [text] if text in broken else set(SPEECHES) - set(broken)  # of two whole ones the last stays
+        assert read_wav(tmp_path / name)[0] in [b"".join(SPEECHES[text]) for text in possible]
+    assert len(list(tmp_path.iterdir())) == len(broken) + (len(broken) < 2)
 
 
-@pytest.mark.parametrize("output", ["x" * 250, "/proc/output.wav", "no/such/folder.wav", "."])
+NO_NAMES = ["x" * 250, "/proc/output.wav", "no/such/folder.wav", ".", "a\0b", "gr\u00f6\u00dfe"]
+
+
+@pytest.mark.parametrize("output", NO_NAMES)
 def test_output_that_cannot_be_opened(run, tmp_path, output):
+    """A NUL can only come from .env, and what the locale cannot write too, in the oldest Python alone."""
+    (tmp_path / ".env").write_text(f"SMALLEST_OUTPUT={output}\n", encoding="utf-8")
     with ScriptedServer(say(PCM)) as server:
-        result = run("-o", output, server=server)
-        assert server.connections == 0
-    stem = re.escape(output.partition(".wav")[0])
-    assert result.code == 2 and re.fullmatch(rf"The output cannot be written: .*'{stem}.*'\.", result.lines[0])
-    assert len(result.lines) == 1 and not list(tmp_path.iterdir())
+        result = run(server=server, env={"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"})
+        assert server.connections == (result.code == 0)
+    words = {"a\0b": "embedded null byte", "gr\u00f6\u00dfe": "can't encode"}.get(output, re.escape(output[:9]))
+    assert result.code == 2 and re.fullmatch(rf"The output cannot be written: .*{words}.*\.", result.lines[0])
+    assert len(result.lines) == 1 and [path.name for path in tmp_path.iterdir()] == [".env"]
 
 
 @pytest.mark.parametrize("limit", [43, 44, 100, 8192, 20_000, 44 + 51_200, 44 + 51_200 + 7, 2 * 51_200 + 43])
@@ -230,23 +278,20 @@ def test_full_disk(old_output, limit):
     check_fault(result, old_output, "The output cannot be written: .*File too large", kept=kept)
 
 
-def test_full_device(run, tmp_path):
-    result = run("-o", make_device(tmp_path, "full", 7), play=say(PCM))
-    assert result.code == 1 and "The output cannot be written: [Errno 28]" in result.lines[-1]
+SPOILS = {lambda folder: (folder / "output.wav").mkdir(): 1, lambda folder: partial_files(folder)[0].unlink(): 0}
 
 
-@pytest.mark.parametrize("blocked", [["output.wav"], ["output.wav", "output.partial.wav"]])
-def test_output_that_cannot_be_replaced(run, tmp_path, blocked):
-    def blocks(peer):
-        for name in blocked:
-            (tmp_path / name).mkdir()
-        peer.complete()
-
-    result = run(play=say(PCM, then=blocks))
-    kept = re.fullmatch(r"Kept: (\S+) holds 1\.07 s of audio\.", result.lines[-1]).group(1)
-    assert result.code == 1 and (kept == "output.partial.wav") == (len(blocked) == 1)
-    assert re.search(r"cannot be written: .*'output\.partial\.wav-\w+' -> 'output.wav'", result.err)
-    assert read_wav(tmp_path / kept) == (PCM, 24000)
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("chunks", [[PCM], []], ids=["audio", "no audio"])
+@pytest.mark.parametrize(("spoil", "stays"), SPOILS.items(), ids=["output is a folder", "partial is gone"])
+def test_output_that_cannot_be_finished(run, tmp_path, spoil, stays, chunks, fails):
+    """Nothing is said to be kept that is not there."""
+    end = does("close", 1011) if fails else does("complete")
+    result = run(play=say(*chunks, then=lambda peer: (time.sleep(0.3), spoil(tmp_path), end(peer))))
+    kept = [(PCM, 24000)] * len(chunks) * stays
+    assert result.code == 1 and [read_wav(path) for path in partial_files(tmp_path)] == kept
+    fault = r"The output cannot be written: .*'output\.partial-\w+\.wav' -> 'output.wav'\." if chunks else "0 bytes"
+    assert re.search("hung up" if fails else fault, result.err) and result.err.count("Kept: ") == len(kept)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
