@@ -71,7 +71,7 @@ class SpeechError(Exception):
 class Connection(WebSocket):
     """A WebSocket for one speech, which can be read to its end after the service has gone."""
 
-    secret = SECRET
+    secret = SECRET  # a pattern of what must not be repeated
     is_used = False
 
     def send(self, payload, opcode=ABNF.OPCODE_TEXT):
@@ -164,8 +164,8 @@ def receive_chunk(ws, timeout):
     remaining = timeout
     said = ""  # the last message without audio, which may say why there is no more
     while remaining > 0:  # a ping, or a message without audio, is no progress
-        ws.settimeout(remaining)
         try:
+            ws.settimeout(remaining)
             opcode, frame = ws.recv_data(control_frame=True)
         except WebSocketTimeoutException:
             break

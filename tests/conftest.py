@@ -38,8 +38,8 @@ def clean_environment(**variables):
 @functools.lru_cache
 def library_version():
     code = "import websocket; print(websocket.__version__)"
-    out = subprocess.check_output([PYTHON, "-c", code], text=True)
-    return tuple(map(int, out.strip().split(".")[:2]))
+    ended = subprocess.run([PYTHON, "-c", code], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    return tuple(map(int, ended.stdout.decode().split(".")[:2]))
 
 
 def environment_for(server, **variables):

@@ -235,7 +235,7 @@ def run_readme(tmp_path, lifted, authority):
         secrets = {"SMALLEST_API_KEY": getattr(server, "key", KEY), "WEBSOCKET_CLIENT_CA_BUNDLE": authority.file}
         result = run_program(lines, tmp_path, **secrets)
         assert result.code == 0, result.err
-        return result.out.decode()
+        return result.out.decode().strip()
 
     return run_lines
 
@@ -255,7 +255,7 @@ def test_readme_program_that_is_patient(run_readme, status):
     plays = [refusal(status), refusal(status), say(PCM)]
     with ScriptedServer(lambda peer: plays.pop(0)(peer)) as server:  # noqa: PLW0108 - each has its turn
         printed = run_readme(server, IMPORTS + code.format(textwrap.indent(PATIENT, "    ")))
-        assert (printed, server.connections) == (("True\n", 3) if status == 429 else ("403\n", 1))
+        assert (printed, server.connections) == (("True", 3) if status == 429 else ("403", 1))
 
 
 @pytest.mark.skipif(library_version() < (1, 9), reason="the program is for Python 3.9")
@@ -283,7 +283,7 @@ async def main():
 asyncio.run(main())
 """
     with ScriptedServer(play, tls=authority.context("127.0.0.1")) as server:
-        assert run_readme(server, IMPORTS + CANCELLED + code) == "50\n"
+        assert run_readme(server, IMPORTS + CANCELLED + code) == "50"
         assert server.connections == len(server.requests) == 50
 
 
