@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "ws_streaming_api.py"
 SERVER = ROOT / "tests" / "lightning_server.py"
 PYTHON = os.environ.get("SCRIPT_PYTHON", sys.executable)
-KEY = "sk_9ab.Cd~77/xyz+Q"
+KEY = "sk_9zb.Cd~77/xyz+Q"
 V2_PATH = "/waves/v1/lightning-v2/get_speech/stream"
 LIVE_PATH = "/waves/v1/tts/live"
 STRICT = {"PYTHONWARNINGS": "error"}  # a socket or a file that is left open is an error
@@ -57,7 +57,7 @@ class Run:
         self.lines = self.err.splitlines()
         for shown in self.err, self.out.decode("latin-1"):
             assert "Traceback" not in shown and "Exception ignored" not in shown, shown
-            assert not re.search(r"9ab\.|Cd~77|xyz\+Q", shown), "the key was printed"
+            assert not re.search(r"9zb\.|Cd~77|xyz\+Q", shown), "the key was printed"
 
     def figure(self, name):
         """Return the first number behind a name in the report."""
