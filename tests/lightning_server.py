@@ -89,7 +89,7 @@ def load_voice():
     unload(library._handle)
 
 
-def speak(text, voice, speed, take):
+def synthesize(text, voice, speed, take):
     """Speak the text and hand each slice of 16-bit samples to `take`, until that returns False."""
 
     def callback(samples, count, events):
@@ -114,7 +114,7 @@ async def stream_voice(voice, text, name, speed, sample_rate):
         loop.call_soon_threadsafe(slices.put_nowait, samples)
         return heard
 
-    spoken = loop.run_in_executor(executor, speak, text, name, speed, take)
+    spoken = loop.run_in_executor(executor, synthesize, text, name, speed, take)
     spoken.add_done_callback(lambda _: slices.put_nowait(None))
     resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
 
