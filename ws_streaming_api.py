@@ -96,7 +96,7 @@ def connect(url: str, api_key: str, timeout: float = 30) -> Connection:
     try:
         ws.connect(url, header=[f"Authorization: {scheme} {key}"], redirect_limit=0)  # or the key goes along
     except (OSError, WebSocketException) as error:
-        status = getattr(error, "status_code", None)
+        status = getattr(error, "status_code", None)  # a refusal has one, and maybe a body
         reason = getattr(error, "resp_body", None) or (reason if status else error)
     except Exception:  # of an odd answer or proxy; the words may hold a proxy's password
         reason = "the URL, a proxy's, or an answer cannot be read"
@@ -117,7 +117,7 @@ def check_access(url, api_key):
     access = re.fullmatch(r"(?:(Bearer|Token) )?([!#-&(-~]+)", api_key.strip())  # ASCII, but no " and no '
     if not access:
         raise SpeechError("The API key is empty, in quotation marks, or not printable ASCII without blanks.")
-    return access.groups("Bearer")
+    return access.groups(default="Bearer")
 
 
 def clean(words, secret=SECRET):
@@ -361,7 +361,7 @@ def read_settings(argv):
         default = PAYLOAD.get(name, parser.get_default(name))
         value = variables.get("SMALLEST_" + name.upper(), default)
         if value is not None:
-            parser.set_defaults(**{name: str(value)})
+            parser.set_defaults(**{name: str(value)})  # a string is read and checked as that of a flag
     settings = parser.parse_args(argv)
     settings.api_key = variables.get("SMALLEST_API_KEY", str(API_KEY))
     required = ["api_key", "text", "voice_id", "sample_rate"]
