@@ -7,8 +7,8 @@ The peers take turns, run by run, against one server that sends 1 s of 24 kHz au
 fast as it is read. "usual" keeps WebSocketApp's callbacks and defaults, collects the chunks in a
 list and joins them at the end; "websockets" loops over that library's synchronous client, as one
 would write it today, and writes each chunk into the file; "floor" reads the same bytes from a plain
-socket and decodes JSON and base64, nothing else. Peak memory and CPU seconds are the operating system's, of the whole
-process with its start; TTFB is from the server's send to the client's report.
+socket and decodes JSON and base64, nothing else. Peak memory and CPU seconds are the operating
+system's, of the whole process with its start; TTFB is from the server's send to the client's report.
 """
 
 import argparse
@@ -211,9 +211,12 @@ def row(name, figures, key, shown):
     """Return a line of the table: the figure of every peer, and what that of the script is of two others."""
     cells = [shown(figures[peer][key]) if peer in figures else "not run" for peer in PEERS]
     script = figures["script"][key]
-    for base in "usual", "floor":
-        ratio = script / figures[base][key] if base in figures else 0
-        cells.append("" if not ratio else f"1/{1 / ratio:.1f}" if ratio < 0.5 else f"{ratio:.2f}")
+    for peer in "usual", "floor":
+        if peer in figures:
+            base = figures[peer][key]
+            cells.append(f"1/{base / script:.1f}" if base > 2 * script else f"{script / base:.2f}")
+        else:
+            cells.append("")
     return "| " + " | ".join([name, *cells]) + " |"
 
 

@@ -20,6 +20,7 @@ import ctypes
 import json
 import os
 import sys
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -208,6 +209,9 @@ async def serve_client(connection, voice, pace):
     url = urlsplit(connection.request.path)
     live, idle = url.path == LIVE_PATH, read_idle_seconds(url.query)
     ids = {"session_id": str(uuid.uuid4())} if live else {}
+    echoes = {"request_id": "request_id"}  # by what name an id of the client comes back
+    if live:
+        echoes = {"session_id": "external_session_id", "request_id": "external_request_id"}
     buffered, pending = "", {}
 
     async def send(status, **fields):
@@ -221,11 +225,9 @@ async def serve_client(connection, voice, pace):
             if request.get("type") == "ping":
                 await connection.send('{"type": "pong"}')
                 continue
-            if not live:
-                ids["request_id"] = request.get("request_id", ids["request_id"])
-            for name in "session_id", "request_id":
-                if live and name in request:
-                    ids["external_" + name] = request[name]
+            for name, echo in echoes.items():
+                if name in request:
+                    ids[echo] = request[name]
             request = check_request(request, live, pending)
             buffered += request["text"]
             if not (buffered or pending or request["flush"] or request["continue"]):
@@ -248,12 +250,13 @@ async def serve_client(connection, voice, pace):
             continue
         if text.strip():
             chunks = stream_voice(voice, text, request["voice"], request["speed"], int(request["sample_rate"]))
-            due = asyncio.get_running_loop().time()
+            due = time.monotonic()
             async for pcm in chunks:
                 if pcm:
                     await send("chunk", data={"audio": base64.b64encode(pcm).decode()})
+                if pace:
                     due += len(pcm) / 2 / request["sample_rate"]
-                    await asyncio.sleep(pace * (due - asyncio.get_running_loop().time()))
+                    await asyncio.sleep(due - time.monotonic())
         if not request["continue"]:
             await asyncio.sleep(request["complete_backoff_ms"] / 1000)
             await send("complete", **({} if live else {"message": "All chunks sent", "done": True}))

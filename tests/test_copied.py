@@ -12,7 +12,7 @@ import time
 import pytest
 from websockets.frames import Opcode
 
-from conftest import HOST_LINE, KEY, ROOT, SCRIPT, library_version, run_program
+from conftest import HOST_LINE, KEY, ROOT, SCRIPT, edit_script, library_version, run_program
 from scripted_server import PCM, ScriptedServer, refusal, say
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,19 +31,23 @@ def fault_of(call):
 """
 
 
-def run_with(server, folder, code, module="ws_streaming_api", key=KEY, timeout=5):
+def run_with(server, folder, code, module="ws_streaming_api", timeout=5):
     """Run a program that can say() a text to the server; return what it printed, as JSON."""
-    begin = BEGIN.format(module=module, url=server.url, key=key, timeout=timeout)
+    begin = BEGIN.format(module=module, url=server.url, key=KEY, timeout=timeout)
     result = run_program(begin + code, folder)
     assert result.code == 0, result.err
     return json.loads(result.out)
 
 
+def lift(script, module):
+    """Write the lines from the top to the comment that ends what is copied, as a module of their own."""
+    source = script.read_text(encoding="utf-8")
+    module.write_text(source[: source.index("# --- Down to here")], encoding="utf-8")
+
+
 @pytest.fixture
 def lifted(tmp_path):
-    """Return the name of a module: the lines from the top to the comment that ends what is copied."""
-    source = SCRIPT.read_text(encoding="utf-8")
-    (tmp_path / "lifted.py").write_text(source[: source.index("# --- Down to here")], encoding="utf-8")
+    lift(SCRIPT, tmp_path / "lifted.py")
     return "lifted"
 
 
@@ -225,13 +229,12 @@ print(json.dumps(faults))
 
 
 @pytest.fixture
-def run_readme(tmp_path, lifted, authority):
+def run_readme(tmp_path, authority):
     """Run lines of the README, word for word, with the lines that are copied, but for the host in the URL."""
 
     def run_lines(server, lines):
-        host = HOST_LINE.replace("wss://api.smallest.ai", server.url.rstrip("/"))
-        source = (tmp_path / "lifted.py").read_text(encoding="utf-8").replace(HOST_LINE, host)
-        (tmp_path / "ws_streaming_api.py").write_text(source, encoding="utf-8")
+        script = edit_script(tmp_path, (HOST_LINE, f"HOST = {server.url.rstrip('/')!r}"))
+        lift(script, tmp_path / "ws_streaming_api.py")
         secrets = {"SMALLEST_API_KEY": getattr(server, "key", KEY), "WEBSOCKET_CLIENT_CA_BUNDLE": authority.file}
         result = run_program(lines, tmp_path, **secrets)
         assert result.code == 0, result.err

@@ -109,8 +109,8 @@ def test_flag_beats_variable_beats_dotenv_beats_constant(run, server, tmp_path):
 
 
 def test_carriage_returns_of_a_sourced_file_are_no_part_of_the_values(run, server, tmp_path):
-    given = {"TEXT": "Hello.", "VOICE_ID": "ryan", "API_KEY": KEY, "OUTPUT": "a.wav", "WS_URL": server.url}
-    assert run(env={f"SMALLEST_{name}": value + "\r" for name, value in given.items()}).code == 0
+    sent = {"TEXT": "Hello.", "VOICE_ID": "ryan", "API_KEY": KEY, "OUTPUT": "a.wav", "SPEED": "1", "WS_URL": server.url}
+    assert run(env={f"SMALLEST_{name}": value + "\r" for name, value in sent.items()}).code == 0
     assert server.peers[0].payload == DEFAULTS and [path.name for path in tmp_path.iterdir()] == ["a.wav"]
 
 
@@ -122,7 +122,7 @@ DOTENV += [('SMALLEST_TEXT="say "hi" to all"', 'say "hi" to all'), ("SMALLEST_TE
 DOTENV += [("export SMALLEST_TEXT = spaced out  ", "spaced out"), ("SMALLEST_TEXT=a comment # is cut", "a comment")]
 DOTENV += [("# SMALLEST_TEXT=no\n\n  \nSMALLEST_TEXT=yes\nnot a line", "yes")]
 DOTENV += [("\ufeffSMALLEST_TEXT=windows\r\nSMALLEST_SPEED=1\r\n", "windows")]
-DOTENV += [("SMALLEST_TEXT= # only a comment\nSMALLEST_TEXT=last", "last")]
+DOTENV += [("SMALLEST_TEXT= # only a comment\nSMALLEST_TEXT=last", "last"), ("SMALLEST_TEXT=\"a 'b'\"  # c", "a 'b'")]
 DOTENV += [("SMALLEST_TEXT=first\nSMALLEST_LANGUAGE=\nSMALLEST_SPEED=1", "first")]
 
 
@@ -249,7 +249,7 @@ def test_wrong_value(run, server, old_output, name, value, words, way):
     if "number" in words:
         assert said == f"argument --{name.replace('_', '-')}: {str(value)!r} {words}"
     else:
-        assert said.endswith(words) and "S3cret" not in said and "sk" not in said.partition(words)[0]
+        assert said.endswith(words) and (not str(value).strip() or str(value) not in said) and "S3cret" not in said
     assert server.connections == 0 and [path.read_bytes() for path in old_output.glob("output*")] == [b"old"]
 
 
@@ -264,7 +264,7 @@ def test_what_is_not_known_is_named(run, arguments, named):
 
 
 def test_key_in_another_setting_is_not_repeated(run):
-    assert "'[API key]" in problem(run("--speed", KEY))
+    assert "'[API key]' is not a number" in problem(run("--speed", KEY))
     assert problem(run("--ws-url", f"https://host/?key={KEY}")) == URL
 
 
