@@ -81,9 +81,10 @@ def load_voice():
     """Yield the eSpeak NG library, initialised, and the sample rate of its voices in Hz.
 
     It is loaded anew each time: it remembers the last utterance, and the next would differ by that.
+    The working directory is that of its data.
     """
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    rate = library.espeak_Initialize(SYNCHRONOUS, SLICE_MS, espeakng_loader.get_data_path().encode(), 0)
+    rate = library.espeak_Initialize(SYNCHRONOUS, SLICE_MS, b".", 0)
     yield library, rate
     library.espeak_Terminate()
     unload = _ctypes.FreeLibrary if sys.platform == "win32" else _ctypes.dlclose
@@ -267,8 +268,8 @@ async def serve_client(connection, voice, pace):
 # --- The program --------------------------------------------------------------
 
 
-async def run_server(port, command, pace):
-    """Serve on 127.0.0.1 until the command ends, or for ever without one; return the exit code."""
+async def run_server(port, command, folder, pace):
+    """Serve on 127.0.0.1 until the command ends in its folder, or for ever without one; return the exit code."""
     with ThreadPoolExecutor(1) as executor:  # eSpeak speaks for one at a time
         with load_voice() as (_, rate):
             voice = executor, rate
@@ -281,7 +282,8 @@ async def run_server(port, command, pace):
             base = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             if command:
                 try:
-                    process = await asyncio.create_subprocess_exec(*command, env=describe_environment(base))
+                    environment = describe_environment(base)
+                    process = await asyncio.create_subprocess_exec(*command, env=environment, cwd=folder)
                 except OSError as error:
                     print(f"{command[0]} cannot be run: {error.strerror}.", file=sys.stderr)
                     return 127
@@ -312,9 +314,13 @@ def main():
     parser.add_argument("--pace", action="store_true", help="send the audio as fast as it is spoken, not at once")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="what to run, and its arguments, after --")
     arguments = parser.parse_args()
-    port = arguments.port if arguments.port is not None else 0 if arguments.command else 8765
+    command, folder = arguments.command, os.getcwd()
+    port = arguments.port if arguments.port is not None else 0 if command else 8765
+    if command and os.path.dirname(command[0]):
+        command[0] = os.path.abspath(command[0])  # Windows would look for it from the server's folder
+    os.chdir(espeakng_loader.get_data_path())  # eSpeak takes a path of at most 159 bytes
     try:
-        return asyncio.run(run_server(port, arguments.command, arguments.pace))
+        return asyncio.run(run_server(port, command, folder, arguments.pace))
     except KeyboardInterrupt:
         return 130
     except (OSError, OverflowError) as error:

@@ -2,10 +2,13 @@
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import espeakng_loader
 import pytest
 from websockets.exceptions import ConnectionClosedOK
 from websockets.sync.client import connect
@@ -13,6 +16,7 @@ from websockets.sync.client import connect
 from conftest import PYTHON, SCRIPT, SERVER, V2_PATH, clean_environment, read_wav
 
 MESSAGE = {"voice_id": "magnus", "model": "lightning_v3.1", "language": "en", "sample_rate": 24000, "speed": 1.0}
+SAY = ["--voice-id", "emily", "--text", "The quick brown fox jumps over the lazy dog."]
 
 
 @pytest.fixture
@@ -102,6 +106,16 @@ def test_command_finds_the_server_behind_a_proxy_that_is_down(tmp_path, exempt):
     command = [sys.executable, str(SERVER), "--", PYTHON, str(SCRIPT)]
     env = clean_environment(http_proxy="http://127.0.0.1:1", HTTP_PROXY="http://127.0.0.1:1", **exempt)
     assert subprocess.call(command, env=env, cwd=tmp_path) == 0
+    assert len(read_wav(tmp_path / "output.wav")[0]) > 48000
+
+
+def test_server_works_in_a_deep_folder(tmp_path):
+    """And the command, given by a path from where it is, runs there."""
+    deep = tmp_path / ("d" * 150)
+    deep.mkdir()
+    (deep / "espeakng_loader").symlink_to(Path(espeakng_loader.__file__).parent)
+    command = [sys.executable, str(SERVER), "--", os.path.relpath(PYTHON, tmp_path), str(SCRIPT), *SAY]
+    assert subprocess.call(command, env=clean_environment(PYTHONPATH=str(deep)), cwd=tmp_path) == 0
     assert len(read_wav(tmp_path / "output.wav")[0]) > 48000
 
 
