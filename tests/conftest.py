@@ -153,9 +153,9 @@ def lightning():
     command = [sys.executable, "-u", str(SERVER), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment(), text=True)
     printed = [process.stdout.readline() for _ in range(5)]
-    settings = dict(re.match(r"  (?:export|set) SMALLEST_(\w+)='?(.*?)'?$", line).groups() for line in printed[1:])
-    url = settings["WS_URL"]
-    yield SimpleNamespace(url=url, live_url=url + LIVE_PATH, key=settings["API_KEY"], printed=printed)
+    settings = dict(re.findall(r"(?m)^  (?:export|set) (\w+)='?(.*?)'?$", "".join(printed)))
+    url, key = settings["SMALLEST_WS_URL"], settings["SMALLEST_API_KEY"]
+    yield SimpleNamespace(url=url, live_url=url + LIVE_PATH, key=key, printed=printed)
     process.terminate()
     process.communicate()
 

@@ -3,8 +3,8 @@
     python tests/lightning_server.py                    serve until Ctrl-C
     python tests/lightning_server.py -- COMMAND ...     serve on a free port while COMMAND runs
 
-COMMAND finds the server, a key and, unless they are set already, a voice and a text in its
-environment; its exit code becomes this program's. The voice is eSpeak NG's.
+COMMAND finds the server and its key in its environment, and is told to reach it without a proxy; its
+exit code becomes this program's. The voice is eSpeak NG's.
 
 "complete" comes at once after the last audio; the hosted service waits 4 s for more text. A request
 with "complete_backoff_ms": 4000 waits here as well. The live endpoint then closes the connection,
@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shlex
 import sys
 import time
 import uuid
@@ -36,7 +37,6 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 KEY = "sk_local"
-TEXT = "The quick brown fox jumps over the lazy dog."
 V2_PATH = "/waves/v1/lightning-v2/get_speech/stream"
 LIVE_PATH = "/waves/v1/tts/live"
 PATHS = [V2_PATH, "/api/v1/lightning-v2/get_speech/stream", LIVE_PATH]
@@ -280,31 +280,30 @@ async def run_server(port, command, folder, pace):
 
         async with serve(handler, "127.0.0.1", port, process_request=refuse, max_size=2**24) as server:
             base = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            settings = describe_environment(base)
             if command:
                 try:
-                    environment = describe_environment(base)
+                    environment = {**os.environ, **settings}
                     process = await asyncio.create_subprocess_exec(*command, env=environment, cwd=folder)
                 except OSError as error:
                     print(f"{command[0]} cannot be run: {error.strerror}.", file=sys.stderr)
                     return 127
                 return await process.wait()
-            print("Serving until Ctrl-C. In another terminal:")
-            word, mark = ("set", "") if sys.platform == "win32" else ("export", "'")  # cmd keeps quotation marks
-            settings = {"WS_URL": base, "API_KEY": KEY, "VOICE_ID": "emily", "TEXT": TEXT}
+            print(f"Serving until Ctrl-C. The key is {KEY}. In another terminal:")
             for name, value in settings.items():
-                print(f"  {word} SMALLEST_{name}={mark}{value}{mark}")
+                is_windows = sys.platform == "win32"  # where quotation marks would be part of the value
+                print(f"  set {name}={value}" if is_windows else f"  export {name}={shlex.quote(value)}")
+            print('  python ws_streaming_api.py --voice-id emily --text "The quick brown fox jumps over the lazy dog."')
             print(f"Voices: {', '.join(V2_VOICES)}. Languages: {', '.join(V2_LANGUAGES)}.")
             print(f"With --model {MODELS[0]} the voices are {', '.join(LIVE_VOICES)}.", flush=True)
             return await server.serve_forever()
 
 
 def describe_environment(base):
-    """Return the environment in which a command finds the server."""
-    environment = {"SMALLEST_VOICE_ID": "emily", "SMALLEST_TEXT": TEXT}
-    environment.update({name: value for name, value in os.environ.items() if value})
-    exempt = environment.get("no_proxy") or environment.get("NO_PROXY")
-    environment["no_proxy"] = f"{exempt},127.0.0.1" if exempt else "127.0.0.1"
-    return {**environment, "SMALLEST_WS_URL": base, "SMALLEST_API_KEY": KEY}
+    """Return the variables by which a client finds the server; a proxy would not find it."""
+    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    no_proxy = f"{exempt},127.0.0.1" if exempt else "127.0.0.1"
+    return {"SMALLEST_WS_URL": base, "SMALLEST_API_KEY": KEY, "no_proxy": no_proxy}
 
 
 def main():

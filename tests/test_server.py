@@ -95,18 +95,31 @@ def test_live_endpoint_closes_after_a_plain_request_and_that_of_v2_does_not(clie
 
 
 def test_what_the_server_prints_is_enough_for_another_shell(lightning, tmp_path):
-    lines = "".join(line for line in lightning.printed if line.startswith("  "))
-    shell = ["bash", "-c", f'{lines}"{PYTHON}" "{SCRIPT}"']
-    assert subprocess.call(shell, env=clean_environment(), cwd=tmp_path, stderr=subprocess.DEVNULL) == 0
+    *settings, last = [line for line in lightning.printed if line.startswith("  ")]
+    say = last.replace("python ws_streaming_api.py", f'"{PYTHON}" "{SCRIPT}"')
+    shell = ["bash", "-c", "".join(settings) + say]
+    env = clean_environment(http_proxy="http://127.0.0.1:1")
+    assert subprocess.call(shell, env=env, cwd=tmp_path, stderr=subprocess.DEVNULL) == 0
     assert len(read_wav(tmp_path / "output.wav")[0]) > 48000
+    assert lightning.key in lightning.printed[0]
 
 
 @pytest.mark.parametrize("exempt", [{}, {"no_proxy": "none.example"}, {"NO_PROXY": "none.example"}])
 def test_command_finds_the_server_behind_a_proxy_that_is_down(tmp_path, exempt):
-    command = [sys.executable, str(SERVER), "--", PYTHON, str(SCRIPT)]
+    command = [sys.executable, str(SERVER), "--", PYTHON, str(SCRIPT), *SAY]
     env = clean_environment(http_proxy="http://127.0.0.1:1", HTTP_PROXY="http://127.0.0.1:1", **exempt)
     assert subprocess.call(command, env=env, cwd=tmp_path) == 0
     assert len(read_wav(tmp_path / "output.wav")[0]) > 48000
+
+
+def test_command_gets_the_address_and_the_key_alone(tmp_path):
+    """And keeps what is set already: who edits the placeholders of the script hears that text."""
+    show = "import json, os; print(json.dumps(dict(os.environ)))"
+    env = clean_environment(no_proxy="none.example", SMALLEST_SPEED="2")
+    shown = json.loads(subprocess.check_output([sys.executable, SERVER, "--", sys.executable, "-c", show], env=env))
+    names = {name for name in shown if name.startswith("SMALLEST_")}
+    assert names == {"SMALLEST_WS_URL", "SMALLEST_API_KEY", "SMALLEST_SPEED"} and shown["SMALLEST_SPEED"] == "2"
+    assert shown["no_proxy"] == "none.example,127.0.0.1"
 
 
 def test_server_works_in_a_deep_folder(tmp_path):
