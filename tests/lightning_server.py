@@ -8,7 +8,9 @@ exit code becomes this program's. The voice is eSpeak NG's.
 
 "complete" comes at once after the last audio; the hosted service waits 4 s for more text. A request
 with "complete_backoff_ms": 4000 waits here as well. The live endpoint then closes the connection,
-unless the text came in pieces or with "flush"; that of V2 leaves it open.
+unless more was sent meanwhile, or the text was blank, came in pieces or with "flush"; that of V2
+leaves it open. The fragments of a "context_id" are spoken as one text when their context is closed or
+flushed, or when none came for "max_buffer_delay_ms"; the hosted service may begin at the end of a sentence.
 """
 
 import _ctypes
@@ -44,13 +46,13 @@ PATHS = [V2_PATH, "/api/v1/lightning-v2/get_speech/stream", LIVE_PATH]
 # Each voice is one of eSpeak's variants; the two endpoints have catalogues of their own. Variants with
 # breath (f2, f3, f5) would sound different each time: it is noise.
 V2_VOICES = {"emily": "f1", "ryan": "m3", "arman": "m5", "mia": "f4", "aditi": "steph", "felix": "m7", "ashley": "f1"}
-LIVE_VOICES = {"magnus": "m1", "olivia": "f4", "sophia": "f1", "meher": "steph"}
-LIVE_VOICES.update(kaitlyn="f4", liam="m7", avery="f1")
+LIVE_VOICES = {"kaitlyn": "f4", "meher": "steph", "rhea": "steph2", "hazel": "f1", "kelsey": "f4", "blake": "m3"}
+LIVE_VOICES.update(magnus="m1", olivia="f4", sophia="f1", liam="m7", avery="f1")
 ACCENTS = {"en": "en-us", "auto": "en-us", "no": "nb", "zh": "cmn"}
 SHARED_LANGUAGES = "en hi mr kn ta bn gu de fr es it pl nl ru ar".split()
 V2_LANGUAGES = [*SHARED_LANGUAGES, "he"]
 LIVE_LANGUAGES = ["auto", *SHARED_LANGUAGES, *"te ml pa or pt sv el fi no zh id ja ko ms tr vi".split()]
-MODELS = ["lightning_v3.1", "lightning_v3.1_pro"]
+MODELS = ["lightning_v3.1_pro", "lightning_v3.1_pro_10_26", "lightning_v3.1"]
 # The least, the most and the default of each number in a request.
 V2_NUMBERS = {
     "sample_rate": (8000, 48000, 24000),
@@ -62,6 +64,9 @@ V2_NUMBERS = {
     "complete_backoff_ms": (0, 10000, 0),
 }
 LIVE_NUMBERS = {**V2_NUMBERS, "sample_rate": (8000, 48000, 44100), "speed": (0.5, 2, 1)}
+LIVE_NUMBERS["max_buffer_delay_ms"] = (0, 5000, 3000)
+FLAGS = ["continue", "flush", "context_close", "cancel_request"]
+CLOSE_AFTER = 0.1  # seconds; what was sent during a speech is there at once
 
 
 class RequestError(Exception):
@@ -169,13 +174,17 @@ def parse_request(data):
 def check_request(request, live, pending):
     """Return the fields of a request, with their defaults; raise RequestError if one is wrong.
 
-    What comes after a text that goes on may leave out the fields that were said with it.
+    What comes after a text that goes on may leave out the fields that were said with it. Its text is
+    that of all so far; between the fragments of a context there is a blank.
     """
-    text = "" if request.get("flush") is True else None
-    request = {**pending, "text": text, "continue": False, "flush": False, **request}
-    for name, kind in ("text", str), ("continue", bool), ("flush", bool):
+    is_context = live and bool(request.get("context_id"))
+    text = "" if is_context or any(request.get(name) is True for name in FLAGS[1:]) else None
+    request = {**pending, "context_id": "", "text": text, **dict.fromkeys(FLAGS, False), **request}
+    for name, kind in ("context_id", str), ("text", str), *[(flag, bool) for flag in FLAGS]:
         if not isinstance(request[name], kind):
             raise RequestError(f"{name} must be a {kind.__name__}")
+    if not (request["text"] or pending or is_context or any(request[name] for name in FLAGS)):
+        raise RequestError("text must not be empty")
     if isinstance(request.get("speed"), str):  # as some clients send it
         with contextlib.suppress(ValueError):
             request["speed"] = float(request["speed"])
@@ -192,6 +201,11 @@ def check_request(request, live, pending):
     language = request.setdefault("language", languages[0])
     if language not in languages:
         raise RequestError(f"Language {language} not supported; there are {', '.join(languages)}")
+    buffered = pending.get("text", "")
+    is_seam = is_context and buffered and request["text"]
+    request["text"] = f"{buffered} {request['text']}" if is_seam else buffered + request["text"]
+    delay_ms = request["max_buffer_delay_ms"] if is_context else request["max_buffer_flush_ms"] or None
+    request["release_after"] = delay_ms and delay_ms / 1000
     request["voice"] = f"{ACCENTS.get(language, language)}+{voices.get(request.get('voice_id'))}"
     return request
 
@@ -209,60 +223,70 @@ async def serve_client(connection, voice, pace):
     """Speak for one client until it goes, or until it has been idle for `?timeout=` seconds."""
     url = urlsplit(connection.request.path)
     live, idle = url.path == LIVE_PATH, read_idle_seconds(url.query)
-    ids = {"session_id": str(uuid.uuid4())} if live else {}
+    ids = {"session_id": f"ws_{uuid.uuid4()}"} if live else {}
     echoes = {"request_id": "request_id"}  # by what name an id of the client comes back
     if live:
         echoes = {"session_id": "external_session_id", "request_id": "external_request_id"}
-    buffered, pending = "", {}
+    pending = {}  # what goes on, by context: the last request, with the text of all that is not spoken
+    is_closing = False
 
     async def send(status, **fields):
         await connection.send(json.dumps({**ids, "status": status, **fields}))
 
     while True:
-        ids["request_id"] = str(uuid.uuid4())
-        flush_after = pending.get("max_buffer_flush_ms", 0) / 1000 if buffered else 0
+        ids["request_id"] = f"task_{uuid.uuid4()}" if live else str(uuid.uuid4())
+        waiting = [request for request in pending.values() if request["text"] and request["release_after"] is not None]
+        timeout = waiting[0]["release_after"] if waiting else CLOSE_AFTER if is_closing else idle
         try:
-            request = parse_request(await asyncio.wait_for(connection.recv(), flush_after or idle))
+            request = parse_request(await asyncio.wait_for(connection.recv(), timeout))
             if request.get("type") == "ping":
                 await connection.send('{"type": "pong"}')
                 continue
             for name, echo in echoes.items():
                 if name in request:
                     ids[echo] = request[name]
-            request = check_request(request, live, pending)
-            buffered += request["text"]
-            if not (buffered or pending or request["flush"] or request["continue"]):
-                raise RequestError("text must not be empty")
+            context = str(request.get("context_id") or "") if live else ""
+            earlier = pending.pop(context, {})
+            request = check_request(request, live, earlier)
+            is_plain = not (earlier or context or any(request[flag] for flag in FLAGS))
+            is_closing = live and is_plain and not pending and not request["text"].isspace()
         except asyncio.TimeoutError:
-            if not flush_after:
-                await send("error", message=f"Connection timed out after {idle:g} seconds of inactivity")
+            if not waiting:
+                if not is_closing:
+                    await send("error", message=f"Connection timed out after {idle:g} seconds of inactivity")
                 return
-            request = {**pending, "flush": True}  # no more text came in time
+            request = {**waiting[0], "flush": True}  # no more text came in time
+            context = request["context_id"]
         except RequestError as error:
             await send("error", message=str(error))
-            buffered, pending = "", {}
             continue
-        is_plain = not (pending or request["continue"] or request["flush"])
-        pending = request if request["continue"] else {}
-        if request["continue"] and not request["flush"]:
+        if request["cancel_request"]:
+            continue  # what is buffered is no longer pending
+        goes_on = request["continue"] and not request["context_close"]
+        if goes_on:
+            pending[context] = {**request, "text": "" if request["flush"] else request["text"]}
+            if not request["flush"]:
+                continue
+        if not request["text"] and (context or request["flush"] or request["context_close"]):
             continue
-        text, buffered = buffered, ""
-        if request["flush"] and not text:
-            continue
-        if text.strip():
-            chunks = stream_voice(voice, text, request["voice"], request["speed"], int(request["sample_rate"]))
-            due = time.monotonic()
-            async for pcm in chunks:
-                if pcm:
-                    await send("chunk", data={"audio": base64.b64encode(pcm).decode()})
-                if pace:
-                    due += len(pcm) / 2 / request["sample_rate"]
-                    await asyncio.sleep(due - time.monotonic())
-        if not request["continue"]:
+        await speak(request, voice, pace, send)
+        if context or not goes_on:
             await asyncio.sleep(request["complete_backoff_ms"] / 1000)
             await send("complete", **({} if live else {"message": "All chunks sent", "done": True}))
-            if live and is_plain:
-                return
+
+
+async def speak(request, voice, pace, send):
+    """Send the text of a request as chunks of audio."""
+    if not request["text"].strip():
+        return
+    rate = request["sample_rate"]
+    due = time.monotonic()
+    async for pcm in stream_voice(voice, request["text"], request["voice"], request["speed"], int(rate)):
+        if pcm:
+            await send("chunk", data={"audio": base64.b64encode(pcm).decode()})
+        if pace:
+            due += len(pcm) / 2 / rate
+            await asyncio.sleep(due - time.monotonic())
 
 
 # --- The program --------------------------------------------------------------

@@ -39,8 +39,9 @@ def receive(client, until="complete", **same):
         assert {**message, **same} == message
         if message["status"] == until:
             return pcm, message
-        ids = {"request_id"} if client.request.path == V2_PATH else {"session_id", "request_id"}
-        assert message["status"] == "chunk" and ids <= set(message)
+        is_v2 = client.request.path == V2_PATH
+        assert ("session_id" not in message) if is_v2 else message["session_id"].startswith("ws_")
+        assert message["request_id"].startswith("task_") != is_v2 and message["status"] == "chunk"
         pcm += base64.b64decode(message["data"]["audio"])
 
 
@@ -60,27 +61,60 @@ def test_text_in_pieces_is_one_speech(client):
             pieces.recv(timeout=0.3)
 
 
-VOICES = [(name, "") for name in "emily ryan arman mia aditi felix ashley".split()]
-VOICES += [(name, "lightning_v3.1") for name in "magnus olivia sophia meher kaitlyn liam avery".split()]
+@pytest.mark.parametrize("closing", [{"text": ""}, {"context_close": True}, {"flush": True}])
+def test_fragments_of_a_context_are_one_speech(client, closing):
+    """With a blank between them, and as if nothing came between that keeps the connection alive."""
+    with client() as fragments, client() as whole:
+        for fragment in "One two three,", "four five six.":
+            send(fragments, fragment, context_id="c", **{"continue": True})
+        send(fragments, " ")
+        assert receive(fragments)[0] == b""
+        fragments.send(json.dumps({"context_id": "c", **closing}))
+        send(whole, "One two three, four five six.")
+        assert receive(fragments)[0] == receive(whole)[0]
+        fragments.send(json.dumps({"context_id": "c", **closing}))  # nothing is buffered: no answer
+        with pytest.raises(TimeoutError):
+            fragments.recv(timeout=0.3)
 
 
-@pytest.mark.parametrize(("voice", "model"), VOICES)
-def test_same_text_sounds_the_same_every_time(client, lightning, voice, model):
+def test_what_waits_too_long_is_spoken_and_what_is_cancelled_is_not(client):
+    with client() as fragments, client() as alone:
+        send(fragments, "One two three.", context_id="c", max_buffer_delay_ms=0, **{"continue": True})
+        first = receive(fragments)[1]
+        send(fragments, "Four five six.", context_id="c", max_buffer_delay_ms=5000, **{"continue": True})
+        fragments.send('{"context_id": "c", "cancel_request": true}')
+        send(fragments, "Seven.", context_id="c")
+        send(alone, "Seven.")
+        pcm, second = receive(fragments, session_id=first["session_id"])
+        assert pcm == receive(alone)[0] and first["request_id"] != second["request_id"]
+
+
+VOICES = {
+    "": "emily ryan arman mia aditi felix ashley",  # of V2
+    "lightning_v3.1_pro": "kaitlyn meher rhea hazel kelsey blake",
+    "lightning_v3.1_pro_10_26": "kaitlyn",
+    "lightning_v3.1": "magnus olivia sophia liam avery",
+}
+
+
+@pytest.mark.parametrize(("model", "voice"), [(model, voice) for model in VOICES for voice in VOICES[model].split()])
+def test_same_text_sounds_the_same_every_time(client, lightning, model, voice):
     """After another text too, and a second later: a voice with noise would sound different."""
     spoken = []
     for text in "The quick brown fox.", "The quick brown fox jumps.", "The quick brown fox.":
         with client(lightning.live_url if model else lightning.url + V2_PATH) as speaking:
-            speaking.send(json.dumps({"text": text, "voice_id": voice}))
+            speaking.send(json.dumps({"text": text, "voice_id": voice, "model": model}))
             spoken.append(receive(speaking)[0])
         time.sleep(0.6)
     assert spoken[0] == spoken[2] and 48000 < len(spoken[0]) < len(spoken[1])
 
 
 def test_live_endpoint_closes_after_a_plain_request_and_that_of_v2_does_not(client, lightning):
-    """With `continue` or `flush` the live one stays open, too."""
+    """With `continue` or `flush` the live one stays open, too, and as long as a second text is waiting."""
     with client() as plain, client() as flushed, client(lightning.url + V2_PATH) as v2:
-        send(plain, "One.")
-        assert "session_id" in receive(plain)[1]
+        for text in "One.", "Two.":
+            send(plain, text)
+        assert receive(plain)[0] != receive(plain)[0] != b""
         with pytest.raises(ConnectionClosedOK):
             plain.recv(timeout=5)
         for text in "One.", "Two.":
@@ -105,31 +139,23 @@ def test_what_the_server_prints_is_enough_for_another_shell(lightning, tmp_path)
 
 
 @pytest.mark.parametrize("exempt", [{}, {"no_proxy": "none.example"}, {"NO_PROXY": "none.example"}])
-def test_command_finds_the_server_behind_a_proxy_that_is_down(tmp_path, exempt):
-    command = [sys.executable, str(SERVER), "--", PYTHON, str(SCRIPT), *SAY]
-    env = clean_environment(http_proxy="http://127.0.0.1:1", HTTP_PROXY="http://127.0.0.1:1", **exempt)
-    assert subprocess.call(command, env=env, cwd=tmp_path) == 0
-    assert len(read_wav(tmp_path / "output.wav")[0]) > 48000
-
-
-def test_command_gets_the_address_and_the_key_alone(tmp_path):
-    """And keeps what is set already: who edits the placeholders of the script hears that text."""
-    show = "import json, os; print(json.dumps(dict(os.environ)))"
-    env = clean_environment(no_proxy="none.example", SMALLEST_SPEED="2")
-    shown = json.loads(subprocess.check_output([sys.executable, SERVER, "--", sys.executable, "-c", show], env=env))
-    names = {name for name in shown if name.startswith("SMALLEST_")}
-    assert names == {"SMALLEST_WS_URL", "SMALLEST_API_KEY", "SMALLEST_SPEED"} and shown["SMALLEST_SPEED"] == "2"
-    assert shown["no_proxy"] == "none.example,127.0.0.1"
-
-
-def test_server_works_in_a_deep_folder(tmp_path):
-    """And the command, given by a path from where it is, runs there."""
+def test_command_finds_the_server(tmp_path, exempt):
+    """By a relative path, from its own folder, behind a proxy that is down, with a voice that is 150 letters deep."""
     deep = tmp_path / ("d" * 150)
     deep.mkdir()
     (deep / "espeakng_loader").symlink_to(Path(espeakng_loader.__file__).parent)
     command = [sys.executable, str(SERVER), "--", os.path.relpath(PYTHON, tmp_path), str(SCRIPT), *SAY]
-    assert subprocess.call(command, env=clean_environment(PYTHONPATH=str(deep)), cwd=tmp_path) == 0
+    env = clean_environment(PYTHONPATH=deep, http_proxy="http://127.0.0.1:1", HTTP_PROXY="http://127.0.0.1:1", **exempt)
+    assert subprocess.call(command, env=env, cwd=tmp_path) == 0
     assert len(read_wav(tmp_path / "output.wav")[0]) > 48000
+
+
+def test_command_is_given_no_voice_and_no_text():
+    """So who edits the placeholders of the script hears that text."""
+    show = "import json, os; print(json.dumps(dict(os.environ)))"
+    shown = subprocess.check_output([sys.executable, SERVER, "--", sys.executable, "-c", show], env=clean_environment())
+    names = {name for name in json.loads(shown) if name.startswith("SMALLEST_")}
+    assert names == {"SMALLEST_WS_URL", "SMALLEST_API_KEY"}
 
 
 WRONG = [
