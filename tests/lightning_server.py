@@ -20,6 +20,7 @@ import base64
 import contextlib
 import ctypes
 import json
+import math
 import os
 import shlex
 import sys
@@ -202,10 +203,12 @@ def check_request(request, live, pending):
     if language not in languages:
         raise RequestError(f"Language {language} not supported; there are {', '.join(languages)}")
     buffered = pending.get("text", "")
-    is_seam = is_context and buffered and request["text"]
-    request["text"] = f"{buffered} {request['text']}" if is_seam else buffered + request["text"]
-    delay_ms = request["max_buffer_delay_ms"] if is_context else request["max_buffer_flush_ms"] or None
-    request["release_after"] = delay_ms and delay_ms / 1000
+    if is_context:
+        request["text"] = f"{buffered} {request['text']}".strip()
+        request["release_after"] = request["max_buffer_delay_ms"] / 1000
+    else:
+        request["text"] = buffered + request["text"]
+        request["release_after"] = request["max_buffer_flush_ms"] / 1000 or math.inf
     request["voice"] = f"{ACCENTS.get(language, language)}+{voices.get(request.get('voice_id'))}"
     return request
 
@@ -235,8 +238,9 @@ async def serve_client(connection, voice, pace):
 
     while True:
         ids["request_id"] = f"task_{uuid.uuid4()}" if live else str(uuid.uuid4())
-        waiting = [request for request in pending.values() if request["text"] and request["release_after"] is not None]
-        timeout = waiting[0]["release_after"] if waiting else CLOSE_AFTER if is_closing else idle
+        waits = [(request["release_after"], context) for context, request in pending.items() if request["text"]]
+        release_after, due = min(waits, default=(math.inf, None))
+        timeout = min(release_after, CLOSE_AFTER if is_closing else idle)
         try:
             request = parse_request(await asyncio.wait_for(connection.recv(), timeout))
             if request.get("type") == "ping":
@@ -251,26 +255,26 @@ async def serve_client(connection, voice, pace):
             is_plain = not (earlier or context or any(request[flag] for flag in FLAGS))
             is_closing = live and is_plain and not pending and not request["text"].isspace()
         except asyncio.TimeoutError:
-            if not waiting:
-                if not is_closing:
-                    await send("error", message=f"Connection timed out after {idle:g} seconds of inactivity")
+            if is_closing:
                 return
-            request = {**waiting[0], "flush": True}  # no more text came in time
-            context = request["context_id"]
+            if timeout == idle:
+                await send("error", message=f"Connection timed out after {idle:g} seconds of inactivity")
+                return
+            context = due
+            request = {**pending[due], "flush": True}  # no more text came in time
         except RequestError as error:
             await send("error", message=str(error))
             continue
         if request["cancel_request"]:
             continue  # what is buffered is no longer pending
-        goes_on = request["continue"] and not request["context_close"]
-        if goes_on:
+        if request["continue"]:
             pending[context] = {**request, "text": "" if request["flush"] else request["text"]}
             if not request["flush"]:
                 continue
         if not request["text"] and (context or request["flush"] or request["context_close"]):
-            continue
+            continue  # nothing to speak gets no answer
         await speak(request, voice, pace, send)
-        if context or not goes_on:
+        if context or not request["continue"]:
             await asyncio.sleep(request["complete_backoff_ms"] / 1000)
             await send("complete", **({} if live else {"message": "All chunks sent", "done": True}))
 

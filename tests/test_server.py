@@ -72,15 +72,19 @@ def test_fragments_of_a_context_are_one_speech(client, closing):
         fragments.send(json.dumps({"context_id": "c", **closing}))
         send(whole, "One two three, four five six.")
         assert receive(fragments)[0] == receive(whole)[0]
-        fragments.send(json.dumps({"context_id": "c", **closing}))  # nothing is buffered: no answer
+        for nothing in {"context_id": "c", **closing}, {"context_close": True}:
+            fragments.send(json.dumps(nothing))  # nothing is buffered: no answer
         with pytest.raises(TimeoutError):
             fragments.recv(timeout=0.3)
 
 
 def test_what_waits_too_long_is_spoken_and_what_is_cancelled_is_not(client):
     with client() as fragments, client() as alone:
-        send(fragments, "One two three.", context_id="c", max_buffer_delay_ms=0, **{"continue": True})
+        send(fragments, "One two three.", context_id="c", max_buffer_delay_ms=300, **{"continue": True})
+        send(fragments, "A text of its own.")
+        receive(fragments)
         first = receive(fragments)[1]
+        time.sleep(0.5)  # the context is still open, so the connection is, too
         send(fragments, "Four five six.", context_id="c", max_buffer_delay_ms=5000, **{"continue": True})
         fragments.send('{"context_id": "c", "cancel_request": true}')
         send(fragments, "Seven.", context_id="c")
@@ -123,6 +127,10 @@ def test_live_endpoint_closes_after_a_plain_request_and_that_of_v2_does_not(clie
             v2.send(json.dumps({"text": text, "voice_id": "aditi", "request_id": "r 1", "speed": "1.0"}))
             last = receive(v2, request_id="r 1")[1]
         assert last == {"status": "complete", "message": "All chunks sent", "done": True, "request_id": "r 1"}
+        send(flushed, " ")  # to keep the connection alive
+        assert receive(flushed)[0] == b""
+        with pytest.raises(TimeoutError):
+            flushed.recv(timeout=0.5)
         for speaking in flushed, v2:
             speaking.send('{"type": "ping"}')
             assert json.loads(speaking.recv(timeout=5)) == {"type": "pong"}
