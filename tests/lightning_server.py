@@ -67,7 +67,7 @@ V2_NUMBERS = {
 LIVE_NUMBERS = {**V2_NUMBERS, "sample_rate": (8000, 48000, 44100), "speed": (0.5, 2, 1)}
 LIVE_NUMBERS["max_buffer_delay_ms"] = (0, 5000, 3000)
 FLAGS = ["continue", "flush", "context_close", "cancel_request"]
-CLOSE_AFTER = 0.1  # seconds; what was sent during a speech is there at once
+CLOSE_AFTER = 0.1  # seconds; a text that was sent during the last one is there at once
 
 
 class RequestError(Exception):
@@ -239,7 +239,7 @@ async def serve_client(connection, voice, pace):
     while True:
         ids["request_id"] = f"task_{uuid.uuid4()}" if live else str(uuid.uuid4())
         waits = [(request["release_after"], context) for context, request in pending.items() if request["text"]]
-        release_after, due = min(waits, default=(math.inf, None))
+        release_after, overdue = min(waits, default=(math.inf, None))
         timeout = min(release_after, CLOSE_AFTER if is_closing else idle)
         try:
             request = parse_request(await asyncio.wait_for(connection.recv(), timeout))
@@ -260,8 +260,8 @@ async def serve_client(connection, voice, pace):
             if timeout == idle:
                 await send("error", message=f"Connection timed out after {idle:g} seconds of inactivity")
                 return
-            context = due
-            request = {**pending[due], "flush": True}  # no more text came in time
+            context = overdue
+            request = {**pending[overdue], "flush": True}  # no more text came in time
         except RequestError as error:
             await send("error", message=str(error))
             continue
