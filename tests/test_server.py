@@ -117,7 +117,7 @@ def test_live_endpoint_closes_after_a_plain_request_and_that_of_v2_does_not(clie
     """With `continue` or `flush` the live one stays open, too, and as long as a second text is waiting."""
     with client() as plain, client() as flushed, client(lightning.url + V2_PATH) as v2:
         for text in "One.", "Two.":
-            send(plain, text)
+            send(plain, text, complete_backoff_ms=500)
         assert receive(plain)[0] != receive(plain)[0] != b""
         with pytest.raises(ConnectionClosedOK):
             plain.recv(timeout=5)
