@@ -29,8 +29,8 @@ HOST_LINE = 'HOST = "wss://api.smallest.ai"'
 
 
 def clean_environment(**variables):
-    """Return the environment without what its owner has set for Python, the script and the network."""
-    foreign = re.compile("SMALLEST_|PYTHON|WEBSOCKET_|.*_proxy$", re.IGNORECASE)
+    """Return the environment without what its owner has set for Python, the script, the network and colours."""
+    foreign = re.compile("SMALLEST_|PYTHON|WEBSOCKET_|.*_proxy$|(FORCE|NO|CLI)_?COLOR", re.IGNORECASE)
     kept = {name: value for name, value in os.environ.items() if not foreign.match(name)}
     return {**kept, **{name: value for name, value in variables.items() if value is not None}}
 
@@ -76,7 +76,11 @@ def start(*arguments, env, cwd, script=SCRIPT, **options):
 
 
 def finish(process, started=None, **options):
-    out, err = process.communicate(timeout=60, **options)
+    try:
+        out, err = process.communicate(timeout=60, **options)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return Run(process, out or b"", err or b"", perf_counter() - (started or perf_counter()))
 
 
@@ -128,16 +132,15 @@ def old_output(tmp_path):
 
 
 def check_fault(result, folder, words, kept=b"", code=1):
-    """Check one line that says what happened, what is kept and what is left, and that it took no time."""
-    lines = [line for line in result.lines if not line.startswith(("Connection: ", "TTFB: "))]
+    """Check one line that says what happened, what is kept and what is left."""
+    lines = [line for line in result.lines if not line.startswith(("Writing: ", "Connection: ", "TTFB: "))]
     assert result.code == code, result.err
     assert re.search(words, lines[0]), result.err
     assert all(line.isprintable() and len(line) < 600 for line in result.err.split("\n"))
     assert not re.search(r"\.\.( |$)", lines[0])
-    assert result.seconds < 5
     assert (folder / "output.wav").read_bytes() == b"old"
     partials = partial_files(folder)
-    assert lines[1:] == [f"Kept: {path.name} holds {len(kept) / 48000:.2f} s of audio." for path in partials]
+    assert lines[1:] == [f"Kept: {path} holds {len(kept) / 48000:.2f} s of audio." for path in partials]
     assert [read_wav(path) for path in partials] == ([(kept, 24000)] if kept else [])
     assert len(list(folder.glob("output*"))) == 1 + len(partials)
 

@@ -1,8 +1,10 @@
 """Every setting, by every way in; every wrong value, before anything is sent."""
 
+import contextlib
 import json
 import os
-import shutil
+import re
+import subprocess
 import threading
 
 import pytest
@@ -10,19 +12,18 @@ import pytest
 from conftest import KEY, LIVE_PATH, ROOT, V2_PATH, edit_script, environment_for, finish, run_program, start
 from scripted_server import PCM, ScriptedServer, say
 
-DEFAULTS = {"text": "Hello.", "voice_id": "ryan", "sample_rate": 24000, "speed": 1, "language": "en"}
-DEFAULTS |= {"consistency": 0.5, "similarity": 0, "enhancement": 1}
-# name, what is given, what travels in the payload
-PAYLOAD = [("sample_rate", "16000", 16000), ("speed", ".5", 0.5), ("speed", "2.", 2), ("speed", "1e0", 1)]
-PAYLOAD += [
-    ("language", "hi", "hi"),
-    ("consistency", "0.25", 0.25),
-    ("similarity", "1.0", 1),
-    ("enhancement", "1.5", 1.5),
-]
-TEXTS = ["Grüße, नमस्ते, வணக்கம், שלום, مرحبا, 你好, 🎉👩‍👩‍👧", "It's five o'clock\u2028and no-break\u00a0space"]
-TEXTS += ['Quotes " and \\ backslash', "C#, <b>bold</b> and <speak>SSML</speak>"]
-WAYS = ["flag", "variable", "dotenv", "constant"]
+PLACEHOLDERS = {"text": '"<TEXT>"', "voice_id": '"<VOICE>"', "api_key": '"<AUTH TOKEN>"'}
+DEFAULTS = {
+    "text": "Hello.",
+    "voice_id": "ryan",
+    "sample_rate": 24000,
+    "speed": 1,
+    "language": "en",
+    "consistency": 0.5,
+    "similarity": 0,
+    "enhancement": 1,
+}
+OPTIONS = {"model": "lightning-v2", "ws_url": "wss://api.smallest.ai", "output": "output.wav", "timeout": 30}
 
 
 @pytest.fixture
@@ -31,14 +32,12 @@ def server():
         yield running
 
 
-CONSTANTS = {"text": 'TEXT = "<TEXT>"', "voice_id": 'VOICE_ID = "<VOICE>"', "api_key": 'API_KEY = "<AUTH TOKEN>"'}
-
-
 def edit_constant(name, value, folder):
     """Return a copy of the script with another default in it, as a person would edit it."""
-    if name in CONSTANTS:
-        return edit_script(folder, (CONSTANTS[name], f"{name.upper()} = {value!r}"))
-    return edit_script(folder, (f'    "{name}": {json.dumps(DEFAULTS[name])},', f'    "{name}": {value!r},'))
+    if name in PLACEHOLDERS:
+        return edit_script(folder, (PLACEHOLDERS[name], repr(value)))
+    default = {**DEFAULTS, **OPTIONS}[name]
+    return edit_script(folder, (f'    "{name}": {json.dumps(default)},', f'    "{name}": {value!r},'))
 
 
 def give(run, server, folder, way, name, value):
@@ -56,34 +55,59 @@ def give(run, server, folder, way, name, value):
 
 
 def problem(result):
-    """Return what the script says of a wrong setting, without the usage in front of it."""
-    assert result.code == 2 and len(result.lines) == 2, result.err
-    assert result.lines[0].startswith("usage: ") and result.lines[1].isascii()
-    return result.lines[1].partition("error: ")[2]
+    """Return the line that says what is wrong; only argparse's own have another one, the usage, in front."""
+    assert result.code == 2, result.err
+    *usage, said = result.lines
+    assert said.isprintable() and len(usage) == (": error: " in said), result.err
+    return said
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("name", "value", "sent"), PAYLOAD)
-def test_setting_arrives_in_payload(run, server, tmp_path, way, name, value, sent):
-    result = give(run, server, tmp_path, way, name, value)
+def sent(server):
+    """Return the payloads that have reached the server."""
+    return [peer.payload for peer in server.peers if hasattr(peer, "payload")]
+
+
+TEXT = """Grüße, नमस्ते, வணக்கம், שלום, مرحبا, 你好, 🎉👩‍👩‍👧, o'clock\u2028no-break\u00a0" \\, C#, <b>bold</b>"""
+# name, what is given, what travels in the payload
+VALUES = [
+    ("text", TEXT, TEXT),
+    ("sample_rate", "16000", 16000),
+    ("speed", ".5", 0.5),
+    ("language", "hi", "hi"),
+    ("consistency", "0.25", 0.25),
+    ("similarity", "1.0", 1),
+    ("enhancement", "1.5", 1.5),
+]
+
+
+@pytest.mark.parametrize("way", ["flag", "variable", "dotenv", "constant"])
+@pytest.mark.parametrize(("name", "value", "expected"), VALUES)
+def test_setting_arrives_in_payload(run, server, tmp_path, way, name, value, expected):
+    result = give(run, server, tmp_path, way, name, expected if way == "constant" else value)
     assert result.code == 0, result.err
-    payload = server.peers[0].payload
-    assert payload == {**DEFAULTS, name: sent}
-    assert type(payload[name]) is type(sent)
+    assert sent(server) == [{**DEFAULTS, name: expected}]
+    assert type(sent(server)[0][name]) is type(expected)
 
 
-STDIN = {"standard input": "--text=-", "standard input of Windows": "--text=-", "standard input by variable": ""}
+def test_text_comes_from_standard_input(run, server):
+    assert run("--text", "-", server=server, stdin=TEXT.encode() + b"\n").code == 0
+    of_windows = b"\xef\xbb\xbf" + TEXT.encode() + b"\r\n"
+    assert run(server=server, env={"SMALLEST_TEXT": "-"}, stdin=of_windows).code == 0
+    assert sent(server) == [{**DEFAULTS, "text": TEXT}] * 2
 
 
-@pytest.mark.parametrize("way", [*WAYS, *STDIN])
-@pytest.mark.parametrize("text", TEXTS)
-def test_text_of_any_script_arrives_unchanged(run, server, tmp_path, way, text):
-    if way in WAYS:
-        assert give(run, server, tmp_path, way, "text", text).code == 0
-    else:
-        stdin = b"\xef\xbb\xbf" + text.encode() + b"\r\n" if "Windows" in way else text.encode() + b"\n"
-        assert run(*STDIN[way].split(), server=server, env={"SMALLEST_TEXT": "-"}, stdin=stdin).code == 0
-    assert server.peers[0].payload["text"] == text
+def test_standard_input_that_does_not_block_is_read_to_its_end(server, tmp_path):
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.write(writer, b"The first half, ")
+    process = start("--text=-", env=environment_for(server), cwd=tmp_path, stdin=reader)
+    os.close(reader)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # By then it has read the first half.
+        process.wait(timeout=2)
+    with open(writer, "wb") as file:
+        file.write(b"the second half.")
+    assert finish(process).code == 0
+    assert sent(server) == [{**DEFAULTS, "text": "The first half, the second half."}]
 
 
 def test_key_arrives_in_the_handshake(run, server, tmp_path):
@@ -99,52 +123,39 @@ def test_key_arrives_in_the_handshake(run, server, tmp_path):
 
 def test_flag_beats_variable_beats_dotenv_beats_constant(run, server, tmp_path):
     script = edit_constant("speed", 2, tmp_path)
-    speeds = []
-    for flag, variable, dotenv in (("3", "4", "5"), (None, "4", "5"), (None, "", "5"), (None, None, "")):
+    for flags, given, dotenv in ((["--speed=3"], "4", "5"), ([], "4", "5"), ([], "", "5"), ([], None, "")):
         (tmp_path / ".env").write_text(f"SMALLEST_SPEED={dotenv}\n")
-        flags = ["--speed", flag] if flag else []
-        assert run(*flags, server=server, env={"SMALLEST_SPEED": variable}, script=script).code == 0
-        speeds.append(server.peers[-1].payload["speed"])
-    assert speeds == [3, 4, 5, 2]
+        assert run(*flags, server=server, env={"SMALLEST_SPEED": given}, script=script).code == 0
+    assert [payload["speed"] for payload in sent(server)] == [3, 4, 5, 2]
 
 
 def test_carriage_returns_of_a_sourced_file_are_no_part_of_the_values(run, server, tmp_path):
-    sent = {"TEXT": "Hello.", "VOICE_ID": "ryan", "API_KEY": KEY, "OUTPUT": "a.wav", "SPEED": "1", "WS_URL": server.url}
-    assert run(env={f"SMALLEST_{name}": value + "\r" for name, value in sent.items()}).code == 0
-    assert server.peers[0].payload == DEFAULTS and [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+    values = {"VOICE_ID": "ryan", "API_KEY": KEY, "OUTPUT": "a.wav", "SPEED": "1", "WS_URL": server.url}
+    assert run(env={f"SMALLEST_{name}": value + "\r" for name, value in values.items()}).code == 0
+    assert sent(server) == [DEFAULTS] and [path.name for path in tmp_path.iterdir()] == ["a.wav"]
 
 
 OTHERS = """PRIVATE_KEY="-----BEGIN\nnot = 'closed\n-----END"\nGREETING='It's open\nMY_SMALLEST_TEXT=no\n"""
-DOTENV = [(OTHERS + "SMALLEST_TEXT=hello\n" + OTHERS, "hello"), ("SMALLEST_TEXT=#Monday", "#Monday")]
-DOTENV += [("SMALLEST_TEXT='It's me, it's you.'", "It's me, it's you."), ("SMALLEST_TEXT=It's me", "It's me")]
-DOTENV += [("SMALLEST_TEXT='It's me' # \"said\" he, 'twice'", "It's me"), ("SMALLEST_TEXT=C#=a", "C#=a")]
-DOTENV += [('SMALLEST_TEXT="say "hi" to all"', 'say "hi" to all'), ("SMALLEST_TEXT='a # b'", "a # b")]
-DOTENV += [("export SMALLEST_TEXT = spaced out  ", "spaced out"), ("SMALLEST_TEXT=a comment # is cut", "a comment")]
-DOTENV += [("# SMALLEST_TEXT=no\n\n  \nSMALLEST_TEXT=yes\nnot a line", "yes")]
-DOTENV += [("\ufeffSMALLEST_TEXT=windows\r\nSMALLEST_SPEED=1\r\n", "windows")]
-DOTENV += [("SMALLEST_TEXT= # only a comment\nSMALLEST_TEXT=last", "last"), ("SMALLEST_TEXT=\"a 'b'\"  # c", "a 'b'")]
-DOTENV += [("SMALLEST_TEXT=first\nSMALLEST_LANGUAGE=\nSMALLEST_SPEED=1", "first")]
+DOTENV = [
+    (OTHERS + "SMALLEST_TEXT=hello\n" + OTHERS, "hello"),
+    ("# SMALLEST_TEXT=no\n\n  \nSMALLEST_TEXT=yes\nnot a line\nSMALLEST_LANGUAGE=\nSMALLEST_SPEED=1", "yes"),
+    ("\ufeffSMALLEST_TEXT=windows\r\nSMALLEST_SPEED=1\r\n", "windows"),
+    ("export SMALLEST_TEXT = spaced out  ", "spaced out"),
+    ("SMALLEST_TEXT=first\nSMALLEST_TEXT=last one # and a comment\nSMALLEST_TEXT= # only a comment", "last one"),
+    ("SMALLEST_TEXT=#Monday, C#=a, it's", "#Monday, C#=a, it's"),
+    ("SMALLEST_TEXT='It's # me' # \"said\" he, 'twice'", "It's # me"),
+    ('SMALLEST_TEXT="say "hi" to all"  # c', 'say "hi" to all'),
+    (r'SMALLEST_TEXT="Say \"yes\" now."', 'Say "yes" now.'),
+    (r'SMALLEST_TEXT="two \\ are one"', r"two \ are one"),
+    (r'SMALLEST_TEXT="C:\audio\new"', r"C:\audio\new"),
+]
 
 
-@pytest.mark.parametrize(("line", "text"), DOTENV)
-def test_dotenv(run, server, tmp_path, line, text):
-    (tmp_path / ".env").write_bytes(line.encode())
+@pytest.mark.parametrize(("lines", "text"), DOTENV)
+def test_dotenv(run, server, tmp_path, lines, text):
+    (tmp_path / ".env").write_bytes(lines.encode())
     assert run(server=server, env={"SMALLEST_TEXT": None}).code == 0
-    assert server.peers[0].payload == {**DEFAULTS, "text": text}
-
-
-UNREADABLE = {
-    b'SMALLEST_TEXT="first line\nsecond line"\n': "a quotation mark of SMALLEST_TEXT is not closed",
-    b"SMALLEST_SPEED=1\nSMALLEST_VOICE_ID='ryan\n": "a quotation mark of SMALLEST_VOICE_ID is not closed",
-    b"SMALLEST_LANGUAGE=fran\xe7ais": "'utf-8' codec can't decode byte 0xe7 in position 22: invalid continuation byte",
-}
-
-
-@pytest.mark.parametrize(("content", "words"), UNREADABLE.items())
-def test_dotenv_that_cannot_be_read(run, server, tmp_path, content, words):
-    (tmp_path / ".env").write_bytes(content)
-    assert problem(run(server=server)) == ".env cannot be read: " + words
-    assert server.connections == 0
+    assert sent(server) == [{**DEFAULTS, "text": text}]
 
 
 def test_dotenv_that_a_password_manager_serves_as_a_pipe(run, server, tmp_path):
@@ -153,155 +164,155 @@ def test_dotenv_that_a_password_manager_serves_as_a_pipe(run, server, tmp_path):
     writer.start()
     assert run(server=server, env={"SMALLEST_TEXT": None}).code == 0
     writer.join()
-    assert server.peers[0].payload["text"] == "From a pipe."
+    assert sent(server) == [{**DEFAULTS, "text": "From a pipe."}]
 
 
 @pytest.mark.parametrize("with_dotenv", [True, False])
-def test_all_that_is_missing_is_named_at_once(run, server, tmp_path, with_dotenv):
+def test_all_that_is_missing_is_named_and_can_be_edited(run, server, tmp_path, with_dotenv):
     if with_dotenv:
-        shutil.copy(ROOT / ".env.example", tmp_path / ".env")
-    variables = ["SMALLEST_API_KEY", "SMALLEST_TEXT", "SMALLEST_VOICE_ID"]
-    assert problem(run(env=dict.fromkeys(variables))) == f"set {', '.join(variables)}, or edit the top of the script"
-    assert run(server=server, env={"SMALLEST_TEXT": None}, script=edit_constant("text", "Edited.", tmp_path)).code == 0
-    assert server.peers[0].payload == {**DEFAULTS, "text": "Edited."}
+        (tmp_path / ".env").write_bytes((ROOT / ".env.example").read_bytes())
+    names = ["SMALLEST_API_KEY", "SMALLEST_TEXT", "SMALLEST_VOICE_ID"]
+    said = problem(run(env=dict.fromkeys(names)))
+    assert sorted(re.findall(r"SMALLEST_\w+", said)) == names
+    assert str(tmp_path / ".env") in said
+    values = {"text": "Hello.", "voice_id": "ryan", "api_key": KEY}
+    script = edit_script(tmp_path, *[(PLACEHOLDERS[name], repr(value)) for name, value in values.items()])
+    assert run(server=server, env=dict.fromkeys(names), script=script).code == 0
+    assert sent(server) == [DEFAULTS]
 
 
-@pytest.mark.parametrize("way", ["flag", "variable", "payload"])
-@pytest.mark.parametrize("model", ["lightning_v3.1", "lightning-v21", "Lightning V2", "LIGHTNING-V2", "lightning_v2"])
-def test_other_models_have_other_fields(run, server, tmp_path, model, way):
-    flags = ["--model", model] if way == "flag" else []
-    env = {"SMALLEST_WS_URL": server.url.rstrip("/"), "SMALLEST_MODEL": model if way == "variable" else None}
-    more = f'"model": "{model}",' if way == "payload" else ""
-    script = edit_script(tmp_path, ('    "language": "en",', '    "language": "en",' + more))
-    assert run(*flags, env=env, script=script).code == 0
+@pytest.mark.parametrize("way", ["flag", "variable", "constant"])
+@pytest.mark.parametrize("model", ["lightning_v3.1", "lightning-v21", "Lightning V2", "lightning_v2"])
+def test_later_models_have_other_fields(run, server, tmp_path, model, way):
+    assert give(run, server, tmp_path, way, "model", model).code == 0
     fields = {name: DEFAULTS[name] for name in ("text", "voice_id", "sample_rate", "speed", "language")}
-    assert server.peers[0].payload == (DEFAULTS if model.lower().endswith("v2") else {**fields, "model": model})
+    assert sent(server) == [DEFAULTS if model.lower().endswith("v2") else {**fields, "model": model}]
     assert server.requests[0].path == (V2_PATH if model.lower().endswith("v2") else LIVE_PATH)
 
 
-GIVEN_PATHS = {"": V2_PATH, "/": V2_PATH, "/a/b/?timeout=20": "/a/b/?timeout=20", "/@/": "/@/"}
+def test_url_without_a_path_takes_that_of_the_model(run, server):
+    for path in "", "/", "/a/b/?c=2", "/@/":
+        assert run("--ws-url", server.url.rstrip("/") + path).code == 0
+    assert [request.path for request in server.requests] == [V2_PATH, V2_PATH, "/a/b/?c=2", "/@/"]
 
 
-@pytest.mark.parametrize(("given", "asked"), GIVEN_PATHS.items())
-def test_url_without_a_path_takes_that_of_the_model(run, server, given, asked):
-    assert run("--ws-url", server.url.rstrip("/") + given).code == 0
-    assert server.requests[0].path == asked
+def test_whatever_stands_in_the_payload_is_sent_as_it_stands(run, server, tmp_path):
+    more = {"backoff_ms": 0, "flush": False, "session_id": "s 1", "dicts": ["id"], "x": None, "text": ["Hello."]}
+    lines = "".join(f"    {name!r}: {value!r},\n" for name, value in more.items() if name != "text")
+    comma_behind_the_text = (PLACEHOLDERS["text"], '"Hello.",')
+    script = edit_script(tmp_path, comma_behind_the_text, ('    "consistency": 0.5,', lines))
+    assert run(server=server, env={"SMALLEST_TEXT": None}, script=script).code == 0
+    expected = {name: value for name, value in {**DEFAULTS, **more}.items() if name != "consistency"}
+    assert json.dumps(sent(server), sort_keys=True) == json.dumps([expected], sort_keys=True)
 
 
-def test_another_field_is_one_line(run, server, tmp_path):
-    more = {"complete_backoff_ms": 0, "flush": False, "session_id": "s 1", "pronunciation_dicts": ["id"], "x": None}
-    lines = "".join(f"    {name!r}: {value!r},\n" for name, value in more.items())
-    script = edit_script(tmp_path, ('    "consistency": 0.5,\n', lines))
-    assert run(server=server, script=script).code == 0
-    sent = {name: value for name, value in {**DEFAULTS, **more}.items() if name not in ("consistency", "x")}
-    assert json.dumps(server.peers[0].payload, sort_keys=True) == json.dumps(sent, sort_keys=True)
+def test_line_that_somebody_adds_is_a_flag_and_a_variable(run, server, tmp_path):
+    fields = ('PAYLOAD = {\n    "text"', 'PAYLOAD = {\n    "pause": 1,\n    "say_as": "calm",\n    "text"')
+    script = edit_script(tmp_path, fields, ("OPTIONS = {\n", 'OPTIONS = {\n    "log_level": 5,\n'))
+    assert run("--pause=2.5", "--say-as=7", "--log-level=6", server=server, script=script).code == 0
+    assert run(server=server, script=script, env={"SMALLEST_PAUSE": "3.0", "SMALLEST_SAY_AS": "8"}).code == 0
+    assert [(payload.pop("pause"), payload.pop("say_as")) for payload in sent(server)] == [(2.5, "7"), (3, "8")]
+    assert sent(server) == [DEFAULTS, DEFAULTS]  # without what stands in OPTIONS
+    assert "--log-level" in problem(run(script=script, env={"SMALLEST_LOG_LEVEL": "much"}))
 
 
-@pytest.mark.parametrize("edit", ["taken out", "None"])
-@pytest.mark.parametrize("name", DEFAULTS)
-def test_field_that_is_taken_out_is_sent_only_where_its_flag_or_variable_is_given(run, server, tmp_path, name, edit):
-    default = {"text": "TEXT", "voice_id": "VOICE_ID"}.get(name, json.dumps(DEFAULTS[name]))
-    script = edit_script(tmp_path, (f'    "{name}": {default},\n', f'    "{name}": None,\n' * (edit == "None")))
-    flag, variable, value = f"--{name.replace('_', '-')}", "SMALLEST_" + name.upper(), str(DEFAULTS[name])
-    result = run(server=server, env={variable: None}, script=script)
-    if name in ("text", "voice_id", "sample_rate"):
-        assert problem(result) == f"set {variable}, or edit the top of the script"
-    else:
-        assert result.code == 0
-        assert server.peers[0].payload == {key: value for key, value in DEFAULTS.items() if key != name}
-    for arguments, env in ([], {variable: value}), ([flag, value], {}):
-        assert run(*arguments, server=server, env=env, script=script).code == 0
-        assert server.peers[-1].payload == DEFAULTS
-
-
-RATE, NUMBER = "is not a number from 8000 to 48000", "is not a number from {} to {}"
-URL = "The URL has to be wss://host/path, or ws://host/path, without user and password"
-BAD_KEY = "The API key is empty, in quotation marks, or not printable ASCII without blanks"
-UNIT = ["-0.1", "1.1", "true"]
-WRONG = [
-    ("api_key", ["sk one", "sk_\u00e4", "sk_\r\nX-Evil: 1", "sk_\tx", '"sk_1"', "'sk_1'", "Basic sk_1"], BAD_KEY),
-    ("sample_rate", ["7999", "48001", "24000.5", "x", "nan", "1e400", "-1", "true", '"24000"'], RATE),
-    ("speed", ["0.09", "5.01", "fast", "nan", "inf", "-Infinity", "1,5", "[1]"], NUMBER.format("0.1", "5.0")),
-    ("consistency", UNIT, NUMBER.format("0.0", "1.0")),
-    ("similarity", UNIT, NUMBER.format("0.0", "1.0")),
-    ("enhancement", ["-0.1", "2.1", "none"], NUMBER.format("0.0", "2.0")),
-    ("timeout", ["0", "-1", "nan", "inf", "soon", "3601"], NUMBER.format("0.1", "3600.0")),
-    ("ws_url", ["http://127.0.0.1/", "127.0.0.1", "wss://?", "ws://127.0.0.1/ x", "ws://:80/", "ws://x:y/"], URL),
-    ("ws_url", ["ws://127.0.0.1/\r\nX-Evil: 1", "wss://[/", "wss://\u00e4.example/", "https://api.example/"], URL),
-    ("ws_url", ["wss://user:S3cret@127.0.0.1/", "wss://S3cret@[::1]:1"], URL),
-    ("voice_id", [CONSTANTS["voice_id"].split('"')[1]], "set SMALLEST_VOICE_ID, or edit the top of the script"),
-    ("ws_url", ["ws://api.smallest.ai", "ws://api.smallest.ai:80/x"], "in the clear: use wss://"),
-]
-# One setting of each kind by its flag too; the others differ in nothing.
-WAYS_IN = {"speed": ["variable", "flag"], "ws_url": ["variable", "flag"], "voice_id": ["variable", "flag", "dotenv"]}
-WRONG_VALUES = [(n, v, words, way) for n, vs, words in WRONG for v in vs for way in WAYS_IN.get(n, ["variable"])]
-WRONG_VALUES += [("sample_rate", 24000.5, RATE, "constant"), ("speed", 9, NUMBER.format("0.1", "5.0"), "constant")]
-WRONG_VALUES += [("sample_rate", 0, RATE, "constant"), ("api_key", "sk one", BAD_KEY, "constant")]
-WRONG_VALUES += [("api_key", ("sk_1",), BAD_KEY, "constant")]  # a comma behind it
-EMPTY = ["text", "voice_id", "language", "model", "ws_url", "output"]
-WRONG_VALUES += [(name, value, "it is empty", "flag") for name in EMPTY for value in ("", " ")]
-WRONG_VALUES += [(name, "", "it is empty", "constant") for name in ("text", "voice_id", "language")]
-
-
-@pytest.mark.parametrize(("name", "value", "words", "way"), WRONG_VALUES)
-def test_wrong_value(run, server, old_output, name, value, words, way):
-    said = problem(give(run, server, old_output, way, name, value))
-    if "number" in words:
-        assert said == f"argument --{name.replace('_', '-')}: {str(value)!r} {words}"
-    else:
-        assert said.endswith(words) and (not str(value).strip() or str(value) not in said) and "S3cret" not in said
-    assert server.connections == 0 and [path.read_bytes() for path in old_output.glob("output*")] == [b"old"]
-
-
-UNKNOWN = {"--voice_id x --speed 1": "--voice_id x", "-t Hello.": "-t Hello.", "Hello.": "Hello."}
-UNKNOWN |= {f"--api-key {KEY}": "--api-key [API key]", f"--api-key={KEY}": "--api-key=[API key]"}
-UNKNOWN |= {f"--{KEY}": "--[API key]", KEY: "[API key]", f"-k{KEY}": "-k[API key]"}
-
-
-@pytest.mark.parametrize(("arguments", "named"), UNKNOWN.items())
-def test_what_is_not_known_is_named(run, arguments, named):
-    assert problem(run(*arguments.split())) == "unrecognized arguments: " + named.rstrip(".")
-
-
-def test_key_in_another_setting_is_not_repeated(run):
-    assert "'[API key]' is not a number" in problem(run("--speed", KEY))
-    assert problem(run("--ws-url", f"https://host/?key={KEY}")) == URL
-
-
-def test_text_that_is_blank_or_not_utf8(run, server, tmp_path):
-    assert problem(run("--text", "-", server=server, stdin=b" \n")) == "argument --text: it is empty"
-    for result in run("--text", "-", server=server, stdin=b"caf\xe9"), run("--text", b"caf\xe9", server=server):
-        assert problem(result).startswith("argument --text: the text cannot be read: 'utf-8' codec can't ")
-    process = start("--text", "-", env=environment_for(server), cwd=tmp_path, preexec_fn=lambda: os.close(0))
-    assert problem(finish(process)) == "argument --text: the text cannot be read: [Errno 9] Bad file descriptor"
-    assert server.connections == 0
-
-
-@pytest.mark.parametrize("columns", ["40", "200"])
-def test_help_fits_any_console(run, tmp_path, columns):
+def test_help_names_every_setting_and_fits_any_console(run, tmp_path):
     script = edit_constant("text", "Gr\u00fc\u00dfe100%", tmp_path)
-    env = {"COLUMNS": columns, "PYTHONIOENCODING": "ascii", "SMALLEST_TEXT": None}
+    env = {"COLUMNS": "80", "PYTHONIOENCODING": "ascii", "SMALLEST_TEXT": None, "SMALLEST_VOICE_ID": None}
     shown = run("--help", script=script, env=env).out.decode("ascii")
-    assert 70 < max(map(len, shown.splitlines())) <= 80 and r"'Gr\xfc\xdfe100%'" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    for name, value in {**DEFAULTS, **OPTIONS, "text": "Gr\u00fc\u00dfe100%", "voice_id": "<VOICE>"}.items():
+        assert re.search(rf"--{name.replace('_', '-')} [A-Z_]+\s+default: {re.escape(ascii(value))}\n", shown), name
+    live = re.findall(r'(?m)^LIVE_(?:MODEL|VOICE) = "(.+)"', script.read_text(encoding="utf-8"))
+    assert [name for name in ("SMALLEST_API_KEY", " -o ", *live) if name not in shown] == [] and len(live) == 2
 
 
-def test_missing_library(run, server, tmp_path):
-    unrelated = tmp_path / "websocket.py"
-    imports = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import ws_streaming_api"
-    for source in ("", "raise ImportError", "print 'Python 2'"):
-        unrelated.write_text(source)
-        for result in run(server=server, env={"PYTHONPATH": str(tmp_path)}), run_program(imports, tmp_path):
-            assert result.code == 1 and len(result.lines) == 1
-            assert result.lines[0].endswith("Run: python -m pip install --force-reinstall websocket-client")
-    assert server.connections == 0
+URL, API_KEY = "The URL", "The API key"
+BAD_URLS = ["http://127.0.0.1/", "ws://127.0.0.1/ x", "ws://127.0.0.1/\r\nX-Evil: 1", "ws://:80/", "ws://x:y/"]
+# how it is given, name, values, a pattern of the line that says so
+WRONG = [
+    ("variable", "api_key", ["sk one", "sk_\r\nX-Evil: 1", "'sk_1'"], API_KEY),
+    ("dotenv", "api_key", ["sk_\u00e4"], API_KEY),
+    ("constant", "api_key", [("sk_1",)], API_KEY),  # a comma behind it
+    ("flag", "sample_rate", ["7999", "48001", "nan"], "sample_rate"),
+    ("variable", "sample_rate", ["24000.5"], "sample_rate"),
+    ("constant", "sample_rate", ["16000", 24000.5, None], "sample_rate"),
+    ("variable", "speed", ["fast"], "--speed.*'fast'"),
+    ("flag", "speed", ["nan", "inf"], "JSON"),
+    ("constant", "timeout", ["30", None], "not supported"),
+    ("flag", "timeout", ["0", "-1", "nan", "inf", "soon"], "timeout"),
+    ("flag", "ws_url", [*BAD_URLS, "wss://\u00e4.example/", f"https://127.0.0.1/?key={KEY}"], URL),
+    ("dotenv", "ws_url", ["wss://user:S3cret@127.0.0.1/"], URL),
+    ("variable", "ws_url", ["ws://api.smallest.ai", "ws://api.smallest.ai:80/x"], "use wss://"),
+    ("flag", "voice_id", ["", " ", "<VOICE>"], "SMALLEST_VOICE_ID"),
+    ("dotenv", "voice_id", ["<VOICE>", "'ryan", '"ryan'], "SMALLEST_VOICE_ID"),  # quotation marks that stay open
+    ("constant", "language", [""], "SMALLEST_LANGUAGE"),
+    *[("flag", name, [""], "SMALLEST_" + name.upper()) for name in ("text", "model", "ws_url", "output")],
+]
+WRONG_VALUES = [(way, name, value, pattern) for way, name, values, pattern in WRONG for value in values]
 
 
-def test_three_edited_placeholders_are_enough(run, server, tmp_path):
-    values = {"text": "Hello.", "voice_id": "ryan", "api_key": KEY}
-    script = edit_script(tmp_path, *[(CONSTANTS[name].split('"')[1], value) for name, value in values.items()])
-    env = dict.fromkeys(["SMALLEST_TEXT", "SMALLEST_VOICE_ID", "SMALLEST_API_KEY"])
-    assert run(server=server, env=env, script=script).code == 0
-    assert server.peers[0].payload == DEFAULTS
+@pytest.mark.parametrize(("way", "name", "value", "pattern"), WRONG_VALUES)
+def test_wrong_value(run, server, old_output, way, name, value, pattern):
+    result = give(run, server, old_output, way, name, value)
+    if pattern == "JSON":  # found when the payload is made
+        result.lines = result.lines[2:]
+    said = problem(result)
+    assert re.search(pattern, said)
+    if pattern in (URL, API_KEY):
+        assert str(value) not in said and "S3cret" not in said
+    assert sent(server) == [] and (server.connections == 0 or pattern == "JSON")
+    assert [path.read_bytes() for path in old_output.glob("output*")] == [b"old"]
+
+
+@pytest.mark.parametrize("named", ["--voice_id x", "-t Hello.", "Hello."])
+def test_what_is_not_known_is_named(run, named):
+    assert problem(run("--speed=1", *named.split())).endswith(": " + named)
+
+
+def test_what_is_blank_or_not_unicode(run, server, tmp_path):
+    assert "SMALLEST_TEXT" in problem(run("--text", "-", server=server, stdin=b" \n"))
+    assert "decode" in problem(run("--text", "-", server=server, stdin=b"caf\xe9"))
+    result = run("--text", b"caf\xe9", server=server)
+    assert result.code == 2 and "encode" in result.lines[-1]
+    (tmp_path / ".env").write_bytes(b"SMALLEST_LANGUAGE=fran\xe7ais")
+    assert ".env" in problem(run(server=server))
+    (tmp_path / ".env").unlink()
+    process = start("--text", "-", env=environment_for(server), cwd=tmp_path, preexec_fn=lambda: os.close(0))
+    assert "descriptor" in problem(finish(process))
+    assert sent(server) == []
+
+
+def test_main_leaves_the_descriptors_of_a_program_open(server, tmp_path):
+    (tmp_path / "text").write_text("Hello.")
+    code = "import os, ws_streaming_api as script; os.dup2(os.open('text', os.O_RDONLY), 0)\n"
+    code += "for turn in 1, 2: os.lseek(0, 0, 0); assert script.main(['-o', '-', '--text', '-']) == 0\n"
+    code += "print('open')"
+    env = {"SMALLEST_API_KEY": KEY, "SMALLEST_VOICE_ID": "ryan", "SMALLEST_WS_URL": server.url}
+    result = run_program(code, tmp_path, **env)
+    assert result.code == 0, result.err
+    assert sent(server) == [DEFAULTS] * 2
+    assert result.out.count(b"RIFF") == 2 and result.out.endswith(b"open\n")
+
+
+def test_missing_library(run, tmp_path):
+    results = [finish(start(str(ROOT / "ws_streaming_api.py"), script="-S", env=environment_for(None), cwd=tmp_path))]
+    for source in "", "print 'Python 2'":  # another file of the library's name
+        (tmp_path / "websocket.py").write_text(source)
+        results.append(run(env={"PYTHONPATH": str(tmp_path)}))
+    assert [(result.code, len(result.lines)) for result in results] == [(1, 1)] * 3
+    assert results[0].err.startswith("No module named 'websocket'") and "virtual environment" in results[0].err
+    catch = "try: import ws_streaming_api\nexcept ImportError as error: print('caught')"
+    (tmp_path / "websocket.py").write_text("")
+    assert run_program(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{catch}", tmp_path).out == b"caught\n"
+
+
+@pytest.mark.parametrize("name", ["token", "http", "logging", "urllib"])
+def test_file_named_like_a_standard_module_is_named_first(run, tmp_path, name):
+    (tmp_path / f"{name}.py").touch()
+    result = run(script=edit_script(tmp_path))
+    assert result.code == 1 and len(result.lines) == 1, result.err
+    assert name in result.err.partition("Activate")[0]
 
 
 def test_importing_does_nothing(tmp_path):

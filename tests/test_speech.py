@@ -12,7 +12,6 @@ import time
 import numpy
 import pytest
 import soxr
-from pocketsphinx import Decoder
 from websockets.frames import Opcode
 
 from conftest import PYTHON, SCRIPT, environment_for, finish, read_wav, start
@@ -24,6 +23,8 @@ SENTENCES += ["We will meet you at the station in the morning.", "Good morning h
 
 def recognise(path):
     """Return which of the sentences a speech recogniser hears in a WAV file, or None."""
+    reason = "the recogniser has no wheel for this Python"
+    Decoder = pytest.importorskip("pocketsphinx", reason=reason).Decoder
     pcm, rate = read_wav(path)
     samples = soxr.resample(numpy.frombuffer(pcm, "<i2"), rate, 16000)
     decoder, silence = Decoder(samprate=16000, loglevel="FATAL", lm=None), bytes(16000)
@@ -104,7 +105,8 @@ def test_times_are_those_of_the_messages(run):
     result = run(play=play)
     connection, ttfb, last, complete = map(result.figure, ["Connection", "TTFB", "Last chunk", "Complete"])
     assert 300 <= connection < 590 and 300 <= ttfb < 590 and 500 <= last < 890 and 900 <= complete < 1500
-    assert float(result.lines[2].split()[-1]) == pytest.approx(last / 1000 / (len(PCM) / 24000), abs=0.002)
+    factor = re.search("real-time factor (.*)", result.err).group(1)
+    assert float(factor) == pytest.approx(last / 1000 / (len(PCM) / 24000), abs=0.002)
     assert result.out == b""
 
 
@@ -135,8 +137,8 @@ def test_gap_that_nobody_hears_is_none(run):
 
 
 def read_stream(data):
-    """Return the PCM of a WAV whose sizes say that it goes on until the end."""
-    assert data[:16] == b"RIFF\xfe\xff\xff\xffWAVEfmt " and data[36:44] == b"data\xda\xff\xff\xff"
+    """Return the PCM of a WAV whose sizes are those that readers take as unknown."""
+    assert data[:16] == b"RIFF\x24\xf0\xff\x7fWAVEfmt " and data[36:44] == b"data\x00\xf0\xff\x7f"
     return data[44:]
 
 
@@ -148,7 +150,7 @@ def test_standard_output_leaves_while_it_arrives(tmp_path):
         assert process.poll() is None
         go.set()
         result = finish(process)
-    assert result.code == 0 and result.out == b"12" and result.lines[-1] == "Saved: Standard output"
+    assert result.code == 0 and result.out == b"12" and result.lines[-1] == "Saved: standard output"
     assert not list(tmp_path.iterdir())
 
 
@@ -159,8 +161,8 @@ def test_standard_output_that_cannot_take_audio(tmp_path, stdout):
     with ScriptedServer(say(PCM)) as server:
         result = finish(start("-o", "-", env=environment_for(server), cwd=tmp_path, **options))
         assert server.connections == 0
-    words = "standard output is a terminal" if stdout == "terminal" else r"\[Errno 9\]"
-    assert result.code == 2 and re.match(f"The output cannot be written: {words}", result.err)
+    words = "standard output is a terminal" if stdout == "terminal" else "Bad file descriptor"
+    assert result.code == 2 and len(result.lines) == 1 and f"cannot be written: {words}" in result.err
     os.close(master), os.close(slave)
 
 
@@ -171,7 +173,7 @@ def test_player_that_quits(tmp_path):
         process.stdout.close()
         err = process.stderr.read().decode()
         assert process.wait() == 1
-    assert err.splitlines()[2:] == ["The output cannot be written: [Errno 32] Broken pipe."]
+    assert "cannot be written: Broken pipe" in err.splitlines()[3] and len(err.splitlines()) == 4
 
 
 def test_pipe_and_device_are_written_directly(run, tmp_path):
@@ -233,7 +235,7 @@ def test_players_decode_exactly_what_was_sent(tmp_path, command):
     with ScriptedServer(say(*[PCM[:4800]] * 20)) as server:
         shell = f'"{PYTHON}" "{SCRIPT}" -o - 2> log | {command}'
         heard = subprocess.check_output(shell, shell=True, env=environment_for(server), cwd=tmp_path, timeout=30)
-    assert "Saved: Standard output" in (tmp_path / "log").read_text()
+    assert "Saved: standard output" in (tmp_path / "log").read_text()
     # aplay fills its last period up with silence
     assert heard[: 20 * 4800] == PCM[:4800] * 20 and not heard[20 * 4800 :].strip(b"\0")
 
@@ -266,8 +268,11 @@ def test_languages(run, lightning, tmp_path, language):
     assert numpy.abs(numpy.frombuffer(read_wav(tmp_path / "output.wav")[0], "<i2").astype(int)).max() > 3000
 
 
-ANSWERS = {"--model lightning_v3.1 --voice-id sophia --language vi": "Saved: output.wav"}
-ANSWERS |= {"--model lightning_v3.1": "Voice ryan not found", "--language xx": "Language xx not supported"}
+ANSWERS = {
+    "--model lightning_v3.1_pro --voice-id kaitlyn --language vi": "Saved: ",
+    "--model lightning_v3.1_pro": "Voice ryan not found",
+    "--language xx": "Language xx not supported",
+}
 
 
 def test_server_is_as_strict_as_the_service(run, lightning):
