@@ -8,7 +8,7 @@
     python ws_streaming_api.py --text "Hello." --voice-id ryan
 
 A setting is taken from its flag, else its variable (SMALLEST_VOICE_ID for
---voice-id) in the environment or in the file .env, else the top of this script.
+--voice-id) in the environment, else in the file .env, else the script's top.
 The API key has only SMALLEST_API_KEY: other users can read a command line.
 
 The audio is written to a WAV file as it arrives. What arrived before a failure
@@ -33,7 +33,7 @@ try:
     from http.cookies import CookieError
 
     from websocket import ABNF, WebSocket, WebSocketException, WebSocketTimeoutException
-except (AttributeError, ImportError, SyntaxError) as error:  # an old package, or a file named http.py
+except (AttributeError, ImportError, SyntaxError) as error:  # An old package, or a file of the user's.
     if __name__ != "__main__":
         raise
     sys.exit("%s. Activate the virtual environment in which websocket-client is installed." % error)
@@ -47,7 +47,7 @@ V2_PATH = "/waves/v1/lightning-v2/get_speech/stream"
 LIVE_PATH = "/waves/v1/tts/live"
 LIVE_MODEL = "lightning_v3.1_pro"
 LIVE_VOICE = "kaitlyn"
-RETIRED = f"Lightning V2 is retired: use --model {LIVE_MODEL} --voice-id {LIVE_VOICE}."
+RETIRED = "Lightning V2 is retired: use --model %s --voice-id %s." % (LIVE_MODEL, LIVE_VOICE)
 
 # Each line is a flag and a variable too. Another field of the protocol is one more line of PAYLOAD.
 PAYLOAD = {
@@ -62,14 +62,14 @@ PAYLOAD = {
 }
 OPTIONS = {
     "model": "lightning-v2",
-    "ws_url": HOST,  # without a path it takes that of the model
+    "ws_url": HOST,  # without a path, that of the model is added
     "output": "output.wav",  # a file, or - for standard output
     "timeout": 30,  # seconds without audio, and for each step of the connection, at most 3600
 }
 
 
 class SpeechError(Exception):
-    """What the service or the network did, so that the speech is not whole.
+    """The speech is not whole, because of the service or the network.
 
     `status` is the HTTP status of a refused handshake (0: no answer), a close code (1005: none), or None.
     """
@@ -82,7 +82,7 @@ class SpeechError(Exception):
 class Connection(WebSocket):
     """A WebSocket for one speech, which a `with` block closes at its end."""
 
-    tls_context = None  # The first wss:// connection makes it, and reads all certificates of the system.
+    tls_context = None  # All connections share it: to load the system's certificates is slow.
 
     def __init__(self, api_key):
         super().__init__(skip_utf8_validation=True, sslopt={"context": self.tls_context})
@@ -97,25 +97,25 @@ class Connection(WebSocket):
         self.shutdown()
 
     def send(self, payload, opcode=ABNF.OPCODE_TEXT):
-        """Send, but pass over a failure: what the service has said before it went can still be read."""
+        """Send, but ignore a failure: what the service said before it hung up can still be read."""
         with suppress(OSError, WebSocketException):
             super().send(payload, opcode)
 
     def abort(self) -> None:
         """End the speech from any thread. It raises SpeechError at once, on Windows after the timeout."""
-        self.is_aborted = True
+        self.is_used = self.is_aborted = True
         sock = self.sock
         if sock:
             with suppress(OSError):
-                # The shutdown() of a TLS socket could break the next connection of the thread that reads.
+                # The shutdown() of a TLS socket frees what the thread that reads is using.
                 socket.socket.shutdown(sock, socket.SHUT_RD)
 
     def quote(self, words):
-        """Return the words of others as one short line without API key, markup and control characters."""
-        text = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
-        text = text.replace(self.api_key, "[API key]")[:5000]
+        """Return what others say as one short line, without API key, markup and control characters."""
+        text = words.decode("utf-8-sig", "replace") if isinstance(words, bytes) else str(words)
+        text = text.replace(self.api_key, "[API key]")[:5000].strip()
         if text.startswith("<"):
-            text = re.sub(r"(?is)<(style|script).*?</\1>|<[^>]*>", " ", text)
+            text = re.sub(r"(?is)<(style|script).*?(</\1>|$)|<[^>]*>?", " ", text)
         line = " ".join(text.split())
         return "".join(filter(str.isprintable, line))[:300].rstrip(" .") or "no reason given"
 
@@ -127,13 +127,13 @@ def connect(url: str, api_key: str, timeout: float = 30) -> Connection:
     `timeout` is in seconds, for each step of the handshake and later for the wait for audio.
     Raises ValueError for a wrong argument, before it connects, and SpeechError if there is no connection.
     """
-    scheme, key = check_arguments(url, api_key, timeout)
+    header, key = check_arguments(url, api_key, timeout)
     ws = Connection(key)
     ws.settimeout(timeout)
     status = 0
     try:
         # A redirect would take the API key along. Servers behind a proxy refuse the library's Origin.
-        ws.connect(url, header=[f"Authorization: {scheme} {key}"], redirect_limit=0, suppress_origin=True)
+        ws.connect(url, header=[header], redirect_limit=0, suppress_origin=True)
     except (OSError, WebSocketException) as error:
         status = getattr(error, "status_code", 0)
         reason = getattr(error, "resp_body", "" if status else error) or ""
@@ -142,7 +142,7 @@ def connect(url: str, api_key: str, timeout: float = 30) -> Connection:
     response = ws.handshake_response
     if response:
         status = response.status
-        reason = "it redirects to " + response.headers.get("location", "no address")
+        reason = "it redirects to %s" % response.headers.get("location")
     if status == 101:
         Connection.tls_context = getattr(ws.sock, "context", None)
         return ws
@@ -154,7 +154,7 @@ def connect(url: str, api_key: str, timeout: float = 30) -> Connection:
 
 
 def check_arguments(url, api_key, timeout):
-    """Return the scheme and the key for the handshake, or raise ValueError, which repeats neither of them."""
+    """Return the header for the key, and the key; raise ValueError, which repeats neither key nor URL."""
     if not re.fullmatch(r"(?a)wss?://([\w.-]+|\[[\w:.]+\])(:\d{1,5})?(/[!-~]*)?", str(url)):
         raise ValueError("The URL has to be wss://host/path or ws://host/path, without user and password.")
     if re.match(r"(?i)ws://([^/]*\.)?smallest\.ai\b", url):
@@ -164,7 +164,7 @@ def check_arguments(url, api_key, timeout):
         raise ValueError("The API key is empty, in quotation marks, or not printable ASCII without blanks.")
     if not 0 < timeout <= 3600:
         raise ValueError("The timeout has to be more than 0 and at most 3600 seconds.")
-    return access.groups(default="Bearer")
+    return "Authorization: %s %s" % access.groups(default="Bearer"), access.group(2)
 
 
 def stream_speech(ws: Connection, payload: dict) -> Generator[bytes, None, None]:
@@ -172,10 +172,10 @@ def stream_speech(ws: Connection, payload: dict) -> Generator[bytes, None, None]
 
     Nothing is sent before the first next(). The connection is closed at the end, whatever the end is.
     Raises SpeechError for an error message, a close, a lost connection, damaged audio, and if no audio
-    comes for the timeout of `ws`; ValueError if the payload is no JSON.
+    comes for the timeout of `ws`; ValueError or TypeError if the payload is no JSON.
     """
-    if ws.is_used or ws.is_aborted:
-        raise SpeechError("This connection has been given a text. Connect again.")
+    if ws.is_used:
+        raise SpeechError("This connection has been given a text, or was aborted. Connect again.")
     ws.is_used = True
     timeout = ws.gettimeout()
     size = 0
@@ -211,7 +211,8 @@ def receive_chunk(ws, timeout):
         except WebSocketTimeoutException:
             break
         except (AttributeError, OSError, ValueError, WebSocketException) as error:
-            raise SpeechError("The connection was lost: %s%s." % (ws.quote(error), said)) from None
+            if not ws.is_aborted:
+                raise SpeechError("The connection was lost: %s%s." % (ws.quote(error), said)) from None
         if ws.is_aborted:
             raise SpeechError("The speech was stopped by abort().")
         if opcode == ABNF.OPCODE_CLOSE:
@@ -229,7 +230,7 @@ def receive_chunk(ws, timeout):
 
 def read_message(ws, frame):
     """Return the PCM in a message, and whether it is the last; raise SpeechError for an error or damage."""
-    # Smallest AI's reference has "audio" in "data", and "complete" at the end. Clients of V2 met the others.
+    # Smallest AI documents "audio" in "data" and the status "complete". Clients of V2 met the other forms.
     fields = {}
     try:
         message = json.loads(frame.decode())
@@ -253,14 +254,14 @@ def read_message(ws, frame):
 
 
 class WavFile:
-    """A WAV file that can be played while it grows. Until it is whole it has a name of this run's own."""
+    """A WAV file that can be played while it grows. Until it is whole, only this run uses its name."""
 
     def __init__(self, path, sample_rate):
         self.path = "standard output" if path == "-" else os.path.abspath(path)
         self.partial = ""
         self.byte_rate = sample_rate * 2
         self.size = 0
-        if path == "-":
+        if path in ("-", "/dev/stdout"):
             if os.isatty(1):
                 raise OSError("standard output is a terminal: send the audio to a player or to a file")
             self.file = open(1, "wb", closefd=False)
@@ -268,11 +269,10 @@ class WavFile:
             self.file = open(path, "wb")
         else:
             stem, extension = os.path.splitext(self.path)
-            self.partial = stem + ".partial-" + os.urandom(4).hex() + extension
+            self.partial = "%s.partial-%s%s" % (stem, os.urandom(4).hex(), extension)
             self.file = open(self.partial, "xb")
         self.wav = wave.open(self.file, "wb")
-        # Players take this length as unknown. At the end, close() writes the true one.
-        self.wav.setparams((1, 2, sample_rate, 0x3FFFF800, "NONE", "not compressed"))
+        self.wav.setparams((1, 2, sample_rate, 0x3FFFF800, "NONE", "not compressed"))  # an unknown length
 
     def append(self, pcm):
         """Write PCM so that whoever reads the file finds it at once."""
@@ -281,12 +281,12 @@ class WavFile:
         self.size += len(pcm)
 
     def close(self):
-        with suppress(OSError):  # A pipe keeps the length that it has been told.
+        with suppress(OSError):  # A pipe cannot be rewound to write the true length.
             self.wav.close()
         self.file.close()
 
     def abandon(self):
-        """Close the file of a failed run, remove it if it has no audio, and return whether it is there."""
+        """Close the file of a failed run, remove it if it has no audio, and return whether it is kept."""
         with suppress(OSError):
             self.close()
         if not self.size:
@@ -297,7 +297,7 @@ class WavFile:
 
 def is_set(value):
     """Return whether a value is neither empty nor a placeholder."""
-    return not re.fullmatch(r"\s*(<[A-Z ]+>)?\s*", str(value))
+    return not re.fullmatch("(<[A-Z ]+>)?", str(value).strip())
 
 
 def number(value):
@@ -307,11 +307,11 @@ def number(value):
 
 
 def read_dotenv():
-    """Yield the names and values of this script's lines in the file .env, which may also be a folder."""
+    """Yield the names and values of this script's lines in .env, if that is a file that can be read."""
     pattern = r"""(?mx) ^[ \t]* (?:export[ \t]+)? (SMALLEST_\w+) [ \t]*=
         (?: [ \t]*"((?:\\.|[^\\\n])*?)" | [ \t]*'(.*?)' | ((?![ \t]*["']).*?) )
         (?:[ \t]+\#.*)? [ \t]*$"""
-    with suppress(FileNotFoundError, IsADirectoryError), open(".env", encoding="utf-8-sig") as file:
+    with suppress(OSError), open(".env", encoding="utf-8-sig") as file:
         for name, double_quoted, quoted, plain in re.findall(pattern, file.read()):
             yield name, re.sub(r'\\(["\\])', r"\1", double_quoted) or quoted or plain
 
@@ -415,7 +415,7 @@ def main(argv=None):
         speak(settings, wav)
         return 0
     except SpeechError as error:
-        fault, code = f"{error} {advise(error, settings.ws_url)}".rstrip(), 1
+        fault, code = ("%s %s" % (error, advise(error, settings.ws_url))).rstrip(), 1
     except OSError as error:
         fault = "The output %s cannot be written: %s." % (settings.output, error.strerror or error)
         code = 1 if wav else 2
