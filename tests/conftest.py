@@ -9,7 +9,7 @@ import subprocess
 import sys
 import wave
 from pathlib import Path
-from time import perf_counter
+from subprocess import DEVNULL, PIPE
 from types import SimpleNamespace
 
 import pytest
@@ -37,22 +37,21 @@ def clean_environment(**variables):
 
 @functools.lru_cache
 def library_version():
-    code = "import websocket; print(websocket.__version__)"
-    ended = subprocess.run([PYTHON, "-c", code], check=True, capture_output=True, stdin=subprocess.DEVNULL)
-    return tuple(map(int, ended.stdout.decode().split(".")[:2]))
+    printed = subprocess.check_output([PYTHON, "-c", "import websocket; print(websocket.__version__)"], text=True)
+    return tuple(map(int, printed.split(".")[:2]))
 
 
 def environment_for(server, **variables):
     """Return an environment with the three required settings, for a server with a `url`."""
-    required = {"SMALLEST_API_KEY": KEY, "SMALLEST_VOICE_ID": "ryan", "SMALLEST_TEXT": "Hello.", **STRICT}
-    return clean_environment(**{**required, "SMALLEST_WS_URL": server.url if server else None, **variables})
+    required = {"SMALLEST_API_KEY": getattr(server, "key", KEY), "SMALLEST_VOICE_ID": "ryan", "SMALLEST_TEXT": "Hello."}
+    return clean_environment(**{**STRICT, **required, "SMALLEST_WS_URL": server.url if server else None, **variables})
 
 
 class Run:
     """What one run of the script left behind."""
 
-    def __init__(self, process, out, err, seconds):
-        self.code, self.out, self.seconds = process.returncode, out, seconds
+    def __init__(self, process, out, err):
+        self.code, self.out = process.returncode, out
         self.err = err.decode("utf-8", "backslashreplace")
         self.lines = self.err.splitlines()
         for shown in self.err, self.out.decode("latin-1"):
@@ -64,24 +63,20 @@ class Run:
         return float(re.search(rf"(?m)^{name}: ([0-9.]+)", self.err).group(1))
 
 
-def obey_interrupts():
-    """Undo what the shell does to commands in the background, whose children would ignore Ctrl-C too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def start(*arguments, env, cwd, script=SCRIPT, **options):
-    options.setdefault("preexec_fn", obey_interrupts)
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    # A shell lets commands in the background ignore Ctrl-C, and their children would do so too.
+    obey_interrupts = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    options = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE, "preexec_fn": obey_interrupts, **options}
     return subprocess.Popen([PYTHON, str(script), *arguments], env=env, cwd=cwd, **options)
 
 
-def finish(process, started=None, **options):
+def finish(process, **options):
     try:
         out, err = process.communicate(timeout=60, **options)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
-    return Run(process, out or b"", err or b"", perf_counter() - (started or perf_counter()))
+    return Run(process, out or b"", err or b"")
 
 
 @pytest.fixture
@@ -92,10 +87,8 @@ def run(tmp_path):
         if play:
             with ScriptedServer(play) as server:
                 return run_script(*arguments, server=server, env=env, stdin=stdin, **options)
-        options = {"cwd": tmp_path, "stdin": subprocess.DEVNULL if stdin is None else subprocess.PIPE, **options}
-        started = perf_counter()
-        process = start(*arguments, env=environment_for(server, **(env or {})), **options)
-        return finish(process, started, input=stdin)
+        env = environment_for(server, **(env or {}))
+        return finish(start(*arguments, env=env, cwd=tmp_path, stdin=PIPE, **options), input=stdin)
 
     return run_script
 
@@ -154,28 +147,24 @@ def partial_files(folder):
 def lightning():
     """Return tests/lightning_server.py, running: its `url`, its `live_url` and its `key`."""
     command = [sys.executable, "-u", str(SERVER), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment(), text=True)
-    printed = [process.stdout.readline() for _ in range(5)]
-    settings = dict(re.findall(r"(?m)^  (?:export|set) (\w+)='?(.*?)'?$", "".join(printed)))
-    url, key = settings["SMALLEST_WS_URL"], settings["SMALLEST_API_KEY"]
-    yield SimpleNamespace(url=url, live_url=url + LIVE_PATH, key=key, printed=printed)
-    process.terminate()
-    process.communicate()
-
-
-class Authority(trustme.CA):
-    """A throw-away authority, whose certificate is in `file`."""
-
-    def context(self, host, **options):
-        """Return the server's side of TLS for a host."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.issue_cert(host, **options).configure_cert(context)
-        return context
+    with subprocess.Popen(command, stdout=PIPE, env=clean_environment(), text=True) as process:
+        printed = [process.stdout.readline() for _ in range(5)]
+        settings = dict(re.findall(r"(?m)^  (?:export|set) (\w+)='?(.*?)'?$", "".join(printed)))
+        url, key = settings["SMALLEST_WS_URL"], settings["SMALLEST_API_KEY"]
+        yield SimpleNamespace(url=url, live_url=url + LIVE_PATH, key=key, printed=printed)
+        process.terminate()
 
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory):
-    ca = Authority()
-    ca.file = str(tmp_path_factory.mktemp("authority") / "ca.pem")
-    ca.cert_pem.write_to_path(ca.file)
-    return ca
+    """Return a throw-away authority: the `file` of its certificate, and what makes a server's `context` of TLS."""
+    ca = trustme.CA()
+    file = str(tmp_path_factory.mktemp("authority") / "ca.pem")
+    ca.cert_pem.write_to_path(file)
+
+    def make_context(host, **options):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        ca.issue_cert(host, **options).configure_cert(context)
+        return context
+
+    return SimpleNamespace(file=file, context=make_context, issue_cert=ca.issue_cert)

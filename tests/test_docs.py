@@ -25,10 +25,10 @@ def rows():
     return {variable.strip("`"): rest for variable, *rest in table("Settings")}
 
 
-def table(heading, number=0):
+def table(heading):
     """Return a table under a heading, row by row, without its head."""
     text = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    rows = re.findall(r"(?m)^\|.*\|\n\|[- |]+\n((?:\|.*\n)+)", text)[number].splitlines()
+    rows = re.findall(r"(?m)^\|.*\|\n\|[- |]+\n((?:\|.*\n)+)", text)[0].splitlines()
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
 
 
@@ -72,15 +72,6 @@ def test_readme_speaks_of_the_script_as_it_is(script):
     assert source.count(model) == source.count(voice) == 1
     assert f"--model {model} --voice-id {voice}" in README and f"`{voice}` for `{model}`" in README
     assert set(re.findall(r"lightning_v[\w.]+", README)) == {model}
-
-
-def test_every_host_and_path_of_the_script_is_documented(script):
-    """A model with a URL of its own, or a field of the payload, needs its word in the README."""
-    source = SCRIPT.read_text(encoding="utf-8")
-    names = re.findall(r"(?m)^(\w+) = .*[\"'](?:wss?:/)?/", source)
-    assert names == ["HOST", "V2_PATH", "LIVE_PATH"] and all(name in README for name in names)
-    fields = {"SMALLEST_" + name.upper() for name in script["PAYLOAD"]}
-    assert fields <= {variable.strip("`") for variable, *_ in table("Settings")}
 
 
 def test_console_block_is_a_real_report(tmp_path):

@@ -34,7 +34,6 @@ def floods(opcode, data):
 
 
 TEXT = Opcode.TEXT
-KEEPALIVE = b'\x81\x17{"status": "keepalive"}'
 NO_AUDIO = r"No audio came for [0-9.]+ s"
 DAMAGED = "not JSON with base64 audio: "
 HOSTILE = "\x1b[31mred\x1b[0m\r\nnew line\u202eright to left\x9b31m\x07" + "x" * 3_000_000
@@ -52,19 +51,13 @@ AFTER_PAYLOAD = {
     "end": (lambda peer: peer.sock.shutdown(socket.SHUT_RDWR), "lost"),
     "silence": (does("wait"), rf"{NO_AUDIO}\.$"),
     "flood of pings": (floods(Opcode.PING, b""), rf"{NO_AUDIO}\.$"),
-    "flood of keep-alives": (floods(TEXT, KEEPALIVE[2:]), NO_AUDIO + ', after {"status": "keepalive"}'),
-    "empty chunks only": (floods(TEXT, b'{"data": {"audio": ""}}'), NO_AUDIO),
+    "flood of keep-alives": (floods(TEXT, b'{"status": "keepalive"}'), NO_AUDIO + ', after {"status": "keepalive"}'),
     "frame that stops": (does("send", b"\x81\x7f\x7f" + b"\xff" * 7 + b"{"), NO_AUDIO),
     "not JSON": (does("frame", TEXT, b"<html>Bad gateway</html>"), DAMAGED + "Bad gateway"),
-    "not an object": (does("frame", TEXT, b'["chunk"]'), DAMAGED + r'\["chunk"\]'),
     "deep JSON": (does("frame", TEXT, b"[" * 100_000), DAMAGED),
-    "binary message": (does("frame", Opcode.BINARY, PCM), DAMAGED),
-    "audio a number": (says(status="chunk", data={"audio": 5}), DAMAGED),
     "not base64": (says(status="chunk", data={"audio": "????"}), DAMAGED),
-    "audio of complete damaged": (says(status="complete", data={"audio": 5}), DAMAGED),
     "WAV in a chunk": (does("chunk", b"RIFF\x24\0\0\0WAVEfmt " + PCM), "WAV, not PCM"),
     "escapes and megabytes": (says(status="error", message=HOSTILE), "31mred"),
-    "words without a blank": (does("frame", TEXT, b'{"error":"' + b"x" * 500), r'audio: {"error":"x{290}\.$'),
 }
 
 
@@ -81,18 +74,11 @@ def test_complete_is_not_believed_without_whole_audio(run, old_output, chunks):
     check_fault(run(play=say(*chunks)), old_output, f" {len(b''.join(chunks))} bytes of PCM", kept)
 
 
-SLOW = [
-    (lambda peer: (time.sleep(2.7), peer.send(b"\x89\0"), peer.wait()), 2.9, 5.5),  # a ping is no audio
-    (lambda peer: [(time.sleep(1.5), peer.send(KEEPALIVE[at : at + 9])) for at in (0, 9, 18)], 3.8, 60),
-]
-
-
-@pytest.mark.parametrize(("then", "least", "most"), SLOW, ids=["ping", "trickle"])
-def test_seconds_of_silence_are_those_that_passed(run, old_output, then, least, most):
-    """A message that trickles restarts the library's clock."""
-    result = run("--timeout", "3", play=say(then=then))
+def test_ping_is_no_audio(run, old_output):
+    """The seconds that are told are those that passed."""
+    result = run("--timeout", "3", play=say(then=lambda peer: (time.sleep(2.7), peer.send(b"\x89\0"), peer.wait())))
     check_fault(result, old_output, NO_AUDIO)
-    assert least < float(re.search("came for ([0-9.]+) s", result.err).group(1)) < most
+    assert 2.9 < float(re.search("came for ([0-9.]+) s", result.err).group(1)) < 5.5
 
 
 PASSED_OVER = [{"status": "warning", "code": "model_deprecated"}, {"type": "error", "code": 5}, {"success": False}]
@@ -194,29 +180,23 @@ def test_killed_in_the_middle(tmp_path, size):
     assert read_wav(partial) == (whole, 24000) and lengths(partial) == (0x7FFFF024, 0x7FFFF000)
 
 
-SPEECHES = {"one": b"\1\0" * 9000, "two": b"\2\0" * 8000}
-
-
-@pytest.mark.parametrize("broken", [[], ["one"], ["one", "two"]])
-def test_two_runs_at_once(tmp_path, broken):
-    """Each writes a file of its own, says what became of it, and leaves a header with the true lengths."""
+def test_two_runs_at_once(tmp_path):
+    """Each has a file of its own, says what became of it, and leaves a header with the true lengths."""
+    speeches = {"whole": b"\1\0" * 9000, "broken": b"\2\0" * 8000}
     both = threading.Barrier(2)
 
     def play(peer):
-        peer.chunk(SPEECHES[peer.hear()["text"]])
+        peer.chunk(speeches[peer.hear()["text"]])
         both.wait(30)
-        peer.close(1011) if peer.payload["text"] in broken else peer.complete()
+        peer.complete() if peer.payload["text"] == "whole" else peer.close(1011)
 
     with ScriptedServer(play) as server:
-        processes = {text: start(env=environment_for(server, SMALLEST_TEXT=text), cwd=tmp_path) for text in SPEECHES}
-        results = {text: finish(process) for text, process in processes.items()}
-    for text, result in results.items():
+        runs = [start(env=environment_for(server, SMALLEST_TEXT=text), cwd=tmp_path) for text in speeches]
+        results = [finish(process) for process in runs]
+    for result, expected, pcm in zip(results, [(0, "Saved:"), (1, "Kept:")], speeches.values(), strict=True):
         word, path = result.lines[-1].split()[:2]
-        assert (result.code, word) == ((1, "Kept:") if text in broken else (0, "Saved:"))
-        possible = [text] if text in broken else set(SPEECHES) - set(broken)  # of two whole ones the last stays
-        pcm = read_wav(path)[0]
-        assert pcm in [SPEECHES[text] for text in possible] and lengths(Path(path)) == (36 + len(pcm), len(pcm))
-    assert len(list(tmp_path.iterdir())) == len(broken) + (len(broken) < 2)
+        assert (result.code, word) == expected and read_wav(path)[0] == pcm
+        assert lengths(Path(path)) == (36 + len(pcm), len(pcm))
 
 
 @pytest.mark.parametrize("output", ["x" * 250, "/sys/output.wav", "no/such/folder.wav", "."])
@@ -240,26 +220,18 @@ def test_full_disk(old_output, limit):
     assert kept == [PCM] * (limit > len(PCM)) and result.err.count("wav holds 1.07 s") == len(kept)
 
 
-SPOILS = [(lambda folder: (folder / "output.wav").mkdir(), 1), (lambda folder: partial_files(folder)[0].unlink(), 0)]
-
-
 @pytest.mark.parametrize("end", [does("complete"), does("close", 1011)])
-@pytest.mark.parametrize(("spoil", "stays"), SPOILS)
-def test_output_that_cannot_be_finished(run, tmp_path, spoil, stays, end):
+def test_output_that_cannot_be_finished(run, tmp_path, end):
     """Nothing is said to be kept that is not there."""
-    result = run(play=say(PCM, then=lambda peer: (time.sleep(0.3), spoil(tmp_path), end(peer))))
-    assert result.code == 1 and [read_wav(path) for path in partial_files(tmp_path)] == [(PCM, 24000)] * stays
+    result = run(play=say(PCM, then=lambda peer: (time.sleep(0.3), partial_files(tmp_path)[0].unlink(), end(peer))))
+    assert result.code == 1 and "Kept: " not in result.err
     assert re.search(r"\n(The output output\.wav cannot be written: [\w ]+\.|.* hung up .*)\n", result.err)
-    assert result.err.count("Kept: ") == stays
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_console_that_cannot_print(run, tmp_path, encoding):
-    output = tmp_path / "größe 🎉.wav"
-    assert run("-o", str(output), play=say(PCM), env={"PYTHONIOENCODING": encoding}).code == 0
-    assert read_wav(output) == (PCM, 24000)
-    result = run(play=say(then=says(status="error", message="आवाज़ 🎉")), env={"PYTHONIOENCODING": encoding})
-    assert result.code == 1 and "error: " in result.err
+    result = run("-o", "größe 🎉.wav", play=say(PCM), env={"PYTHONIOENCODING": encoding})
+    assert result.code == 0 and read_wav(tmp_path / "größe 🎉.wav") == (PCM, 24000)
 
 
 @pytest.mark.parametrize("output", ["output.wav", "-"])

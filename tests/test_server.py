@@ -15,14 +15,14 @@ from websockets.sync.client import connect
 
 from conftest import PYTHON, SCRIPT, SERVER, V2_PATH, clean_environment, read_wav
 
-MESSAGE = {"voice_id": "magnus", "model": "lightning_v3.1", "language": "en", "sample_rate": 24000, "speed": 1.0}
+MESSAGE = {"voice_id": "kaitlyn", "model": "lightning_v3.1_pro", "language": "en", "sample_rate": 24000, "speed": 1.0}
 SAY = ["--voice-id", "emily", "--text", "The quick brown fox jumps over the lazy dog."]
 
 
 @pytest.fixture
 def client(lightning):
-    def open_client(url=lightning.live_url, query=""):
-        return connect(url + query, additional_headers={"Authorization": f"Token {lightning.key}"})
+    def open_client(url=lightning.live_url):
+        return connect(url, additional_headers={"Authorization": f"Token {lightning.key}"})
 
     return open_client
 
@@ -39,41 +39,23 @@ def receive(client, until="complete", **same):
         assert {**message, **same} == message
         if message["status"] == until:
             return pcm, message
-        is_v2 = client.request.path == V2_PATH
-        assert ("session_id" not in message) if is_v2 else message["session_id"].startswith("ws_")
-        assert message["request_id"].startswith("task_") != is_v2 and message["status"] == "chunk"
+        assert message["status"] == "chunk"
         pcm += base64.b64decode(message["data"]["audio"])
 
 
-def test_text_in_pieces_is_one_speech(client):
-    """As a client streams words of a language model: pieces that go on, then an empty one that flushes."""
-    with client() as pieces, client() as whole:
-        for piece in "One two three, ", "four five six, ", "seven eight.":
-            send(pieces, piece, **{"continue": True})
-        with pytest.raises(TimeoutError):
-            pieces.recv(timeout=0.3)
-        pieces.send('{"flush": true}')  # the rest was said with the pieces
-        send(whole, "One two three, four five six, seven eight.")
-        spoken = receive(whole)[0]
-        assert receive(pieces)[0] == spoken and len(spoken) > 48000
-        pieces.send('{"flush": true}')  # nothing is buffered: no answer
-        with pytest.raises(TimeoutError):
-            pieces.recv(timeout=0.3)
-
-
 @pytest.mark.parametrize("closing", [{"text": ""}, {"context_close": True}, {"flush": True}])
-def test_fragments_of_a_context_are_one_speech(client, closing):
-    """With a blank between them, and as if nothing came between that keeps the connection alive."""
+@pytest.mark.parametrize("context", ["", "c"])
+def test_fragments_are_one_speech(client, context, closing):
+    """As a client streams words of a language model; the server puts a blank between the fragments of a context."""
+    blank = "" if context else " "
     with client() as fragments, client() as whole:
         for fragment in "One two three,", "four five six.":
-            send(fragments, fragment, context_id="c", **{"continue": True})
-        send(fragments, " ")
-        assert receive(fragments)[0] == b""
-        fragments.send(json.dumps({"context_id": "c", **closing}))
-        send(whole, "One two three, four five six.")
-        assert receive(fragments)[0] == receive(whole)[0]
-        for nothing in {"context_id": "c", **closing}, {"context_close": True}:
-            fragments.send(json.dumps(nothing))  # nothing is buffered: no answer
+            send(fragments, fragment + blank, context_id=context, **{"continue": True})
+        fragments.send(json.dumps({"context_id": context, **closing}))  # the rest was said with the fragments
+        send(whole, "One two three, four five six." + blank)
+        assert receive(fragments)[0] == receive(whole)[0] != b""
+        for nothing in {"flush": True}, {"context_close": True}:
+            fragments.send(json.dumps({"context_id": context, **nothing}))  # nothing is buffered: no answer
         with pytest.raises(TimeoutError):
             fragments.recv(timeout=0.3)
 
@@ -84,6 +66,7 @@ def test_what_waits_too_long_is_spoken_and_what_is_cancelled_is_not(client):
         send(fragments, "A text of its own.")
         receive(fragments)
         first = receive(fragments)[1]
+        assert first["session_id"].startswith("ws_") and first["request_id"].startswith("task_")
         time.sleep(0.5)  # the context is still open, so the connection is, too
         send(fragments, "Four five six.", context_id="c", max_buffer_delay_ms=5000, **{"continue": True})
         fragments.send('{"context_id": "c", "cancel_request": true}')
@@ -93,44 +76,20 @@ def test_what_waits_too_long_is_spoken_and_what_is_cancelled_is_not(client):
         assert pcm == receive(alone)[0] and first["request_id"] != second["request_id"]
 
 
-VOICES = {
-    "": "emily ryan arman mia aditi felix ashley",  # of V2
-    "lightning_v3.1_pro": "kaitlyn meher rhea hazel kelsey blake",
-    "lightning_v3.1_pro_10_26": "kaitlyn",
-    "lightning_v3.1": "magnus olivia sophia liam avery",
-}
-
-
-@pytest.mark.parametrize(("model", "voice"), [(model, voice) for model in VOICES for voice in VOICES[model].split()])
-def test_same_text_sounds_the_same_every_time(client, lightning, model, voice):
-    """After another text too, and a second later: a voice with noise would sound different."""
-    spoken = []
-    for text in "The quick brown fox.", "The quick brown fox jumps.", "The quick brown fox.":
-        with client(lightning.live_url if model else lightning.url + V2_PATH) as speaking:
-            speaking.send(json.dumps({"text": text, "voice_id": voice, "model": model}))
-            spoken.append(receive(speaking)[0])
-        time.sleep(0.6)
-    assert spoken[0] == spoken[2] and 48000 < len(spoken[0]) < len(spoken[1])
-
-
 def test_live_endpoint_closes_after_a_plain_request_and_that_of_v2_does_not(client, lightning):
-    """With `continue` or `flush` the live one stays open, too, and as long as a second text is waiting."""
+    """With `flush` the live one stays open, too, and as long as a second text is waiting."""
     with client() as plain, client() as flushed, client(lightning.url + V2_PATH) as v2:
         for text in "One.", "Two.":
             send(plain, text, complete_backoff_ms=500)
         assert receive(plain)[0] != receive(plain)[0] != b""
         with pytest.raises(ConnectionClosedOK):
             plain.recv(timeout=5)
-        for text in "One.", "Two.":
-            send(flushed, text, flush=True, session_id="mine", request_id="r 1")
-            assert receive(flushed, external_session_id="mine", external_request_id="r 1")[0]
-            v2.send(json.dumps({"text": text, "voice_id": "aditi", "request_id": "r 1", "speed": "1.0"}))
-            last = receive(v2, request_id="r 1")[1]
+        send(flushed, "One.", flush=True, session_id="mine", request_id="r 1")
+        assert receive(flushed, external_session_id="mine", external_request_id="r 1")[0]
+        send(v2, "One.", voice_id="aditi", request_id="r 1", speed="1.0")
+        last = receive(v2, request_id="r 1")[1]
         assert last == {"status": "complete", "message": "All chunks sent", "done": True, "request_id": "r 1"}
-        send(flushed, " ")  # to keep the connection alive
-        assert receive(flushed)[0] == b""
-        with pytest.raises(TimeoutError):
-            flushed.recv(timeout=0.5)
+        time.sleep(0.5)  # longer than the live endpoint waits before it closes
         for speaking in flushed, v2:
             speaking.send('{"type": "ping"}')
             assert json.loads(speaking.recv(timeout=5)) == {"type": "pong"}
@@ -143,7 +102,6 @@ def test_what_the_server_prints_is_enough_for_another_shell(lightning, tmp_path)
     env = clean_environment(http_proxy="http://127.0.0.1:1")
     assert subprocess.call(shell, env=env, cwd=tmp_path, stderr=subprocess.DEVNULL) == 0
     assert len(read_wav(tmp_path / "output.wav")[0]) > 48000
-    assert lightning.key in lightning.printed[0]
 
 
 @pytest.mark.parametrize("exempt", [{}, {"no_proxy": "none.example"}, {"NO_PROXY": "none.example"}])
@@ -160,27 +118,23 @@ def test_command_finds_the_server(tmp_path, exempt):
 
 def test_command_is_given_no_voice_and_no_text():
     """So who edits the placeholders of the script hears that text."""
-    show = "import json, os; print(json.dumps(dict(os.environ)))"
+    show = "import os; print(sorted(name for name in os.environ if name.startswith('SMALLEST_')))"
     shown = subprocess.check_output([sys.executable, SERVER, "--", sys.executable, "-c", show], env=clean_environment())
-    names = {name for name in json.loads(shown) if name.startswith("SMALLEST_")}
-    assert names == {"SMALLEST_WS_URL", "SMALLEST_API_KEY"}
+    assert shown == b"['SMALLEST_API_KEY', 'SMALLEST_WS_URL']\n"
 
 
-WRONG = [
-    ("{", "Invalid JSON"),
-    (MESSAGE, "text must be a str"),
-    ({**MESSAGE, "text": ""}, "must not be empty"),
-    ({**MESSAGE, "text": "x", "speed": "fast"}, "speed must be a number from 0.5 to 2"),
-    ({**MESSAGE, "text": "x", "sample_rate": 7000}, "sample_rate must be a number from 8000 to 48000"),
-    ({**MESSAGE, "text": "x", "voice_id": "ryan"}, "Voice ryan not found"),
-    ({"text": "x"}, "Voice None not found"),
-]
+WRONG = {
+    "{": "Invalid JSON",
+    '{"text": ""}': "text must not be empty",
+    '{"text": "x"}': "Voice None not found",
+    '{"text": "x", "speed": "fast"}': "speed must be a number from 0.5 to 2",
+}
 
 
-@pytest.mark.parametrize(("data", "words"), WRONG)
-def test_error_message_leaves_the_connection_open(client, data, words):
+def test_error_message_leaves_the_connection_open(client):
     with client() as speaking:
-        speaking.send(data if isinstance(data, str) else json.dumps(data))
-        assert words in receive(speaking, until="error")[1]["message"]
+        for data, words in WRONG.items():
+            speaking.send(data)
+            assert words in receive(speaking, until="error")[1]["message"]
         send(speaking, "One.")
         assert receive(speaking)[0]
