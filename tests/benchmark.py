@@ -1,14 +1,17 @@
 """What the script costs, beside a client written the usual way and beside the least that is possible.
 
-    python tests/benchmark.py            a table in Markdown, after about four minutes
-    python tests/benchmark.py --runs 9   the same with more runs behind each median
+    python tests/benchmark.py                  a table in Markdown, after about five minutes
+    python tests/benchmark.py --runs 9         the same with more runs behind each median
+    python tests/benchmark.py --also OTHER.py  the same with another version of the script beside it
 
-The peers take turns, run by run, against one server that sends 1 s of 24 kHz audio a chunk, as
-fast as it is read. "usual" keeps WebSocketApp's callbacks and defaults, collects the chunks in a
+The peers take turns, run by run, against one server that sends 24 kHz audio as fast as it is read,
+1 s in a chunk where nothing else is said. "usual" keeps WebSocketApp's callbacks and defaults, collects the chunks in a
 list and joins them at the end; "websockets" loops over that library's synchronous client, as one
 would write it today, and writes each chunk into the file; "floor" reads the same bytes from a plain
 socket and decodes JSON and base64, nothing else. Peak memory and CPU seconds are the operating
 system's, of the whole process with its start; TTFB is from the server's send to the client's report.
+A further connection over wss:// is any but the first of a process; all peers trust the certificates
+of the system and that of the server.
 """
 
 import argparse
@@ -19,9 +22,11 @@ import json
 import os
 import platform
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
@@ -116,42 +121,90 @@ PEERS = {
     "floor": [PYTHON, "-c", FLOOR],
 }
 
+FURTHER = """
+import time
+{before}
+for number in range(21):
+    if number == 1:
+        started = time.process_time()
+    {connect}
+print((time.process_time() - started) / 20)
+"""
+
+# What a program does before its connections, and for each of them.
+CONNECTS = {
+    "usual": ("import websocket", "websocket.create_connection({url!r}).shutdown()"),
+    "websockets": ("from websockets.sync.client import connect", "with connect({url!r}): pass"),
+    "script": ("from {module} import connect", "connect({url!r}, 'sk_local').shutdown()"),
+    "floor": (
+        "import socket, ssl; context = ssl.create_default_context()",
+        "context.wrap_socket(socket.create_connection(('127.0.0.1', {port})), server_hostname='127.0.0.1').close()",
+    ),
+}
+
 
 # --- The server ---------------------------------------------------------------
 
 
 def serve():
-    """Send as many seconds of audio as the path says; print when the first byte came and the first chunk left."""
+    """Send as many chunks of that size as the path says; print when the first byte came and the first chunk left."""
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)
-    audio = base64.b64encode(os.urandom(48000)).decode()
-    chunk = frame(json.dumps({"request_id": "r", "status": "chunk", "data": {"audio": audio}}).encode())
     complete = frame(b'{"request_id": "r", "status": "complete"}')
     while True:
         sock, _ = listener.accept()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        request = sock.recv(1)
-        first_byte = time.monotonic()
-        while b"\r\n\r\n" not in request:
-            request += sock.recv(4096)
-        key = request.split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
-        accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-        sock.sendall(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-        )
+        first_byte, path = accept_handshake(sock)
+        count, size = map(int, path.decode().strip("/").split("/"))
+        audio = base64.b64encode(os.urandom(size)).decode()
+        chunk = frame(json.dumps({"request_id": "r", "status": "chunk", "data": {"audio": audio}}).encode())
+        at_once = max(1, 65536 // len(chunk))
         sock.recv(65536)
         first_send = time.monotonic()
-        for _ in range(int(request.split()[1][1:])):
-            sock.sendall(chunk)
+        for sent in range(0, count, at_once):
+            sock.sendall(chunk * min(at_once, count - sent))
         sock.sendall(complete)
         print(json.dumps([first_byte, first_send]), flush=True)
+        say_goodbye(sock)
+
+
+def serve_tls(listener, context):
+    """Accept one connection after the other and say nothing."""
+    while True:
+        sock, _ = listener.accept()
         try:
-            if sock.recv(4096):
-                sock.sendall(b"\x88\x02\x03\xe8")  # a close frame for whatever is still said
-        except OSError:
-            pass
-        sock.close()
+            sock = context.wrap_socket(sock, server_side=True)
+            accept_handshake(sock)
+        except (OSError, IndexError):
+            pass  # the floor leaves after the handshake of TLS
+        say_goodbye(sock)
+
+
+def accept_handshake(sock):
+    """Answer a handshake; return when its first byte came, and its path."""
+    request = sock.recv(1)
+    first_byte = time.monotonic()
+    while b"\r\n\r\n" not in request:
+        data = sock.recv(4096)
+        if not data:
+            raise ConnectionError("the client has gone")
+        request += data
+    key = request.split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    sock.sendall(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+    )
+    return first_byte, request.split()[1]
+
+
+def say_goodbye(sock):
+    try:
+        if sock.recv(4096):
+            sock.sendall(b"\x88\x02\x03\xe8")  # a close frame for whatever is still said
+    except OSError:
+        pass
+    sock.close()
 
 
 def frame(data):
@@ -163,11 +216,11 @@ def frame(data):
 # --- The measurement ----------------------------------------------------------
 
 
-def measure(server, peer, seconds):
-    """Run one client once and return its figures: s, and MiB."""
+def measure(server, peer, seconds, size=48000):
+    """Run one client once, with chunks of that size, and return its figures: s, and MiB."""
     environment = {"SMALLEST_API_KEY": "sk_local", "SMALLEST_VOICE_ID": "ryan", "SMALLEST_TEXT": "Hello."}
     with tempfile.TemporaryDirectory() as folder:
-        command = [*PEERS[peer], f"ws://127.0.0.1:{server.port}/{seconds}"]
+        command = [*PEERS[peer], f"ws://127.0.0.1:{server.port}/{seconds * 48000 // size}/{size}"]
         started = time.monotonic()
         client = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, env={**os.environ, **environment})
         reported = None
@@ -192,12 +245,43 @@ def measure(server, peer, seconds):
     }
 
 
-def median_of_turns(server, peers, seconds, runs):
+def measure_further_connections(runs):
+    """Return the CPU seconds of a further connection over wss:// for each peer, the median of its runs."""
+    import trustme  # here, because a larger parent would show in its children's peak memory
+
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=serve_tls, args=(listener, context), daemon=True).start()
+    port = listener.getsockname()[1]
+    system = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
+    figures = {peer: [] for peer in PEERS}
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = os.path.join(folder, "bundle.pem")
+        with open(bundle, "wb") as file:
+            file.write(authority.cert_pem.bytes())
+            if system:
+                with open(system, "rb") as certificates:
+                    file.write(certificates.read())
+        for _ in range(runs):
+            for peer, (python, *arguments) in PEERS.items():
+                before, connect = CONNECTS.get(peer, CONNECTS["script"])
+                home, name = os.path.split(arguments[0])
+                words = {"url": f"wss://127.0.0.1:{port}/", "port": port, "module": name.partition(".")[0]}
+                program = FURTHER.format(before=before, connect=connect).format(**words)
+                environment = {**os.environ, "SSL_CERT_FILE": bundle, "PYTHONPATH": home}
+                printed = subprocess.check_output([python, "-c", program], env=environment)
+                figures[peer].append({"cpu": float(printed)})
+    return {peer: {"cpu": median(run["cpu"] for run in runs)} for peer, runs in figures.items()}
+
+
+def median_of_turns(server, peers, seconds, runs, size=48000):
     """Let the peers take turns; return the median of each figure of each peer."""
     figures = {peer: [] for peer in peers}
     for _ in range(runs):
         for peer in peers:
-            figures[peer].append(measure(server, peer, seconds))
+            figures[peer].append(measure(server, peer, seconds, size))
     return {peer: {name: median(run[name] for run in runs) for name in runs[0]} for peer, runs in figures.items()}
 
 
@@ -208,14 +292,14 @@ def median(values):
 
 
 def row(name, figures, key, shown):
-    """Return a line of the table: the figure of every peer, and what that of the script is of two others."""
+    """Return a line of the table: the figure of every peer, and what that of the script is of the others."""
     cells = [shown(figures[peer][key]) if peer in figures else "not run" for peer in PEERS]
     script = figures["script"][key]
-    for peer in "usual", "floor":
-        if peer in figures:
+    for peer in PEERS:
+        if peer in figures and peer != "script":
             base = figures[peer][key]
             cells.append(f"1/{base / script:.1f}" if base > 2 * script else f"{script / base:.2f}")
-        else:
+        elif peer != "script":
             cells.append("")
     return "| " + " | ".join([name, *cells]) + " |"
 
@@ -223,10 +307,13 @@ def row(name, figures, key, shown):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="runs behind each median")
+    parser.add_argument("--also", metavar="SCRIPT", help="another version of the script, measured beside this one")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         return serve()
+    if arguments.also:
+        PEERS["other script"] = [PYTHON, os.path.abspath(arguments.also), "--ws-url"]
 
     server = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
     server.port = int(server.stdout.readline())
@@ -239,6 +326,10 @@ def main():
 
 def report(server, runs):
     ten = median_of_turns(server, PEERS, 10 * MINUTE, runs)
+    lean = [peer for peer in PEERS if peer != "usual"]
+    medium = median_of_turns(server, lean, 10 * MINUTE, runs, 7500)
+    small = median_of_turns(server, lean, 10 * MINUTE, runs, 960)
+    further = measure_further_connections(runs)
     first = median_of_turns(server, PEERS, 1, 3 * runs)
 
     def seconds(figure):
@@ -250,17 +341,21 @@ def report(server, runs):
     def mebibytes(figure):
         return f"{figure:.1f} MiB"
 
-    print("| figure | usual client | `websockets` | this script | floor | of usual | of floor |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    others = [peer for peer in PEERS if peer != "script"]
+    heads = ["figure", *PEERS, *[f"script of {peer}" for peer in others]]
+    print("| " + " | ".join(heads) + " |")
+    print("| " + " | ".join(["---"] * len(heads)) + " |")
     for name, figures, key, shown in (
-        ("CPU for 10 min of audio", ten, "cpu", seconds),
+        ("CPU for 10 min of audio, chunks of 1 s", ten, "cpu", seconds),
+        ("CPU for 10 min of audio, chunks of 7.5 kB", medium, "cpu", seconds),
+        ("CPU for 10 min of audio, chunks of 20 ms", small, "cpu", seconds),
+        ("CPU of a further connection over wss://", further, "cpu", milliseconds),
         ("wall time for 10 min of audio", ten, "wall", seconds),
         ("added to TTFB", first, "ttfb", milliseconds),
         ("start to first byte sent", first, "start", milliseconds),
         ("start to first audio", first, "wait", milliseconds),
     ):
         print(row(name, figures, key, shown), flush=True)
-    lean = [peer for peer in PEERS if peer != "usual"]
     for name, length, peers in (("1 min", MINUTE, PEERS), ("1 h", HOUR, PEERS), ("10 h", 10 * HOUR, lean)):
         figures = median_of_turns(server, peers, length, 1 if length == HOUR else runs)
         print(row("peak memory, " + name, figures, "memory", mebibytes), flush=True)
