@@ -33,7 +33,7 @@ try:
     from http.cookies import CookieError
 
     from websocket import ABNF, WebSocket, WebSocketException, WebSocketTimeoutException
-except (AttributeError, ImportError, SyntaxError) as error:  # An old package, or a file of the user's.
+except (AttributeError, ImportError, SyntaxError) as error:  # Another file or package has the name.
     if __name__ != "__main__":
         raise
     sys.exit("%s. Activate the virtual environment in which websocket-client is installed." % error)
@@ -102,12 +102,12 @@ class Connection(WebSocket):
             super().send(payload, opcode)
 
     def abort(self) -> None:
-        """End the speech from any thread. It raises SpeechError at once, on Windows after the timeout."""
+        """End the speech from any thread: stream_speech() raises SpeechError, on Windows at the timeout."""
         self.is_used = self.is_aborted = True
         sock = self.sock
         if sock:
             with suppress(OSError):
-                # The shutdown() of a TLS socket frees what the thread that reads is using.
+                # The shutdown() of a TLS socket would leave an error to the reading thread's next connection.
                 socket.socket.shutdown(sock, socket.SHUT_RD)
 
     def quote(self, words):
