@@ -26,6 +26,7 @@ import sys
 import wave
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import Generator
 
@@ -69,9 +70,8 @@ OPTIONS = {
 
 
 class SpeechError(Exception):
-    """The speech is not whole, because of the service or the network.
-
-    `status` is the HTTP status of a refused handshake (0: no answer), a close code (1005: none), or None.
+    """What the service or the network did, so that the speech is not whole. `status` is the HTTP status
+    of a refused handshake (0: there was no answer), the code of a close (1005: it had none), or None.
     """
 
     def __init__(self, text, status=None):
@@ -205,8 +205,7 @@ def receive_chunk(ws, timeout):
     said = ""  # The last message without audio may say why there is no more.
     while remaining > 0:
         try:
-            if ws.gettimeout() != remaining:
-                ws.settimeout(remaining)  # A ping or a message without audio is no progress.
+            ws.settimeout(remaining)  # A ping or a message without audio is no progress.
             opcode, frame = ws.recv_data(control_frame=True)
         except WebSocketTimeoutException:
             break
@@ -318,14 +317,15 @@ def read_dotenv():
 
 def make_parser(variables):
     """Return the parser of the command line; each line of PAYLOAD and of OPTIONS is a flag."""
-    parser = ArgumentParser(usage="%(prog)s [options]", description=__doc__, epilog=RETIRED)
-    parser.formatter_class = RawDescriptionHelpFormatter
+    layout = partial(RawDescriptionHelpFormatter, width=80)  # To ask the terminal would slow every start.
+    parser = ArgumentParser(usage="%(prog)s [options]", description=__doc__, formatter_class=layout)
+    parser.epilog = RETIRED
     for name, default in {**OPTIONS, **PAYLOAD}.items():
         flag = "--" + name.replace("_", "-")
         kind = number if isinstance(default, (int, float)) else str
         value = variables.get("SMALLEST_" + name.upper(), default)
         parser.add_argument(flag, type=kind, default=value, help="default: %(default)a")
-    parser.add_argument("-o", dest="output", help="the same as --output")
+    parser.add_argument("-o", dest="output")
     return parser
 
 
@@ -369,8 +369,7 @@ def say(line):
 
 def speak(settings, wav):
     """Stream the speech into the file, and report the figures."""
-    waited = 0.0
-    heard_until = 0.0  # when a player that began with the first chunk has nothing left to play
+    waited = heard_until = 0.0  # A player that began with the first chunk has played all by heard_until.
     say("Writing: " + (wav.partial or wav.path))
     started = perf_counter()
     with connect(settings.ws_url, settings.api_key, settings.timeout) as ws:

@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import socket
-import ssl
 import subprocess
 import sys
 import tempfile
@@ -155,7 +154,7 @@ def serve():
         sock, _ = listener.accept()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         first_byte, path = accept_handshake(sock)
-        count, size = map(int, path.decode().strip("/").split("/"))
+        count, size = map(int, path.decode().strip("/").split("x"))
         audio = base64.b64encode(os.urandom(size)).decode()
         chunk = frame(json.dumps({"request_id": "r", "status": "chunk", "data": {"audio": audio}}).encode())
         at_once = max(1, 65536 // len(chunk))
@@ -220,7 +219,7 @@ def measure(server, peer, seconds, size=48000):
     """Run one client once, with chunks of that size, and return its figures: s, and MiB."""
     environment = {"SMALLEST_API_KEY": "sk_local", "SMALLEST_VOICE_ID": "ryan", "SMALLEST_TEXT": "Hello."}
     with tempfile.TemporaryDirectory() as folder:
-        command = [*PEERS[peer], f"ws://127.0.0.1:{server.port}/{seconds * 48000 // size}/{size}"]
+        command = [*PEERS[peer], f"ws://127.0.0.1:{server.port}/{seconds * 48000 // size}x{size}"]
         started = time.monotonic()
         client = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, env={**os.environ, **environment})
         reported = None
@@ -247,7 +246,10 @@ def measure(server, peer, seconds, size=48000):
 
 def measure_further_connections(runs):
     """Return the CPU seconds of a further connection over wss:// for each peer, the median of its runs."""
-    import trustme  # here, because a larger parent would show in its children's peak memory
+    # Imported here and called last, because a larger parent shows in its children's peak memory.
+    import ssl
+
+    import trustme
 
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -329,7 +331,6 @@ def report(server, runs):
     lean = [peer for peer in PEERS if peer != "usual"]
     medium = median_of_turns(server, lean, 10 * MINUTE, runs, 7500)
     small = median_of_turns(server, lean, 10 * MINUTE, runs, 960)
-    further = measure_further_connections(runs)
     first = median_of_turns(server, PEERS, 1, 3 * runs)
 
     def seconds(figure):
@@ -349,7 +350,6 @@ def report(server, runs):
         ("CPU for 10 min of audio, chunks of 1 s", ten, "cpu", seconds),
         ("CPU for 10 min of audio, chunks of 7.5 kB", medium, "cpu", seconds),
         ("CPU for 10 min of audio, chunks of 20 ms", small, "cpu", seconds),
-        ("CPU of a further connection over wss://", further, "cpu", milliseconds),
         ("wall time for 10 min of audio", ten, "wall", seconds),
         ("added to TTFB", first, "ttfb", milliseconds),
         ("start to first byte sent", first, "start", milliseconds),
@@ -359,6 +359,8 @@ def report(server, runs):
     for name, length, peers in (("1 min", MINUTE, PEERS), ("1 h", HOUR, PEERS), ("10 h", 10 * HOUR, lean)):
         figures = median_of_turns(server, peers, length, 1 if length == HOUR else runs)
         print(row("peak memory, " + name, figures, "memory", mebibytes), flush=True)
+    further = measure_further_connections(runs)
+    print(row("CPU of a further connection over wss://", further, "cpu", milliseconds), flush=True)
     today = datetime.date.today().isoformat()
     print(f"\nPython {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}, {today}; {runs} runs.")
 
