@@ -129,11 +129,10 @@ def connect(url: str, api_key: str, timeout: float = 30) -> Connection:
     """
     header, key = check_arguments(url, api_key, timeout)
     ws = Connection(key)
-    ws.settimeout(timeout)
     status = 0
     try:
         # A redirect would take the API key along. Servers behind a proxy refuse the library's Origin.
-        ws.connect(url, header=[header], redirect_limit=0, suppress_origin=True)
+        ws.connect(url, header=[header], timeout=timeout, redirect_limit=0, suppress_origin=True)
     except (OSError, WebSocketException) as error:
         status = getattr(error, "status_code", 0)
         reason = getattr(error, "resp_body", "" if status else error) or ""
@@ -177,7 +176,7 @@ def stream_speech(ws: Connection, payload: dict) -> Generator[bytes, None, None]
     if ws.is_used:
         raise SpeechError("This connection has been given a text, or was aborted. Connect again.")
     ws.is_used = True
-    timeout = ws.gettimeout()
+    timeout = ws.timeout
     size = 0
     rest = b""
     is_last = False
@@ -205,7 +204,8 @@ def receive_chunk(ws, timeout):
     said = ""  # The last message without audio may say why there is no more.
     while remaining > 0:
         try:
-            ws.settimeout(remaining)  # A ping or a message without audio is no progress.
+            if ws.timeout != remaining:
+                ws.timeout = remaining  # A ping or a message without audio is no progress.
             opcode, frame = ws.recv_data(control_frame=True)
         except WebSocketTimeoutException:
             break

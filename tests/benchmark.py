@@ -5,11 +5,12 @@
     python tests/benchmark.py --also OTHER.py  the same with another version of the script beside it
 
 The peers take turns, run by run, against one server that sends 24 kHz audio as fast as it is read,
-1 s in a chunk where nothing else is said. "usual" keeps WebSocketApp's callbacks and defaults, collects the chunks in a
-list and joins them at the end; "websockets" loops over that library's synchronous client, as one
-would write it today, and writes each chunk into the file; "floor" reads the same bytes from a plain
-socket and decodes JSON and base64, nothing else. Peak memory and CPU seconds are the operating
-system's, of the whole process with its start; TTFB is from the server's send to the client's report.
+1 s in a chunk where nothing else is said. "usual" keeps WebSocketApp's callbacks and defaults,
+collects the chunks in a list and joins them at the end; "websockets" loops over that library's
+synchronous client, as one would write it today, and writes each chunk into the file; "floor" reads
+the same bytes from a plain socket and decodes JSON and base64, nothing else. Peak memory and CPU
+seconds are the operating system's, of the whole process with its start; TTFB is from the server's
+send to the client's report.
 A further connection over wss:// is any but the first of a process; all peers trust the certificates
 of the system and that of the server.
 """
@@ -271,11 +272,11 @@ def measure_further_connections(runs):
                 before, connect = CONNECTS.get(peer, CONNECTS["script"])
                 home, name = os.path.split(arguments[0])
                 words = {"url": f"wss://127.0.0.1:{port}/", "port": port, "module": name.partition(".")[0]}
-                program = FURTHER.format(before=before, connect=connect).format(**words)
+                program = FURTHER.format(before=before.format(**words), connect=connect.format(**words))
                 environment = {**os.environ, "SSL_CERT_FILE": bundle, "PYTHONPATH": home}
                 printed = subprocess.check_output([python, "-c", program], env=environment)
-                figures[peer].append({"cpu": float(printed)})
-    return {peer: {"cpu": median(run["cpu"] for run in runs)} for peer, runs in figures.items()}
+                figures[peer].append(float(printed))
+    return {peer: {"cpu": median(values)} for peer, values in figures.items()}
 
 
 def median_of_turns(server, peers, seconds, runs, size=48000):
@@ -293,15 +294,20 @@ def median(values):
     return (values[len(values) // 2] + values[(len(values) - 1) // 2]) / 2
 
 
+def others():
+    """Return the peers that the script is compared with."""
+    return [peer for peer in PEERS if peer != "script"]
+
+
 def row(name, figures, key, shown):
     """Return a line of the table: the figure of every peer, and what that of the script is of the others."""
     cells = [shown(figures[peer][key]) if peer in figures else "not run" for peer in PEERS]
     script = figures["script"][key]
-    for peer in PEERS:
-        if peer in figures and peer != "script":
+    for peer in others():
+        if peer in figures:
             base = figures[peer][key]
             cells.append(f"1/{base / script:.1f}" if base > 2 * script else f"{script / base:.2f}")
-        elif peer != "script":
+        else:
             cells.append("")
     return "| " + " | ".join([name, *cells]) + " |"
 
@@ -342,8 +348,7 @@ def report(server, runs):
     def mebibytes(figure):
         return f"{figure:.1f} MiB"
 
-    others = [peer for peer in PEERS if peer != "script"]
-    heads = ["figure", *PEERS, *[f"script of {peer}" for peer in others]]
+    heads = ["figure", *PEERS, *[f"script of {peer}" for peer in others()]]
     print("| " + " | ".join(heads) + " |")
     print("| " + " | ".join(["---"] * len(heads)) + " |")
     for name, figures, key, shown in (
